@@ -1,0 +1,1 @@
+"""Networks: heads and tails. Models know nothing of codecs."""

@@ -1,0 +1,13 @@
+"""Elementwise losses; the caller masks and reduces."""
+
+from __future__ import annotations
+
+import jax.numpy as jnp
+
+from jaxcomp.types import Array
+
+
+def smooth_l1(error: Array, beta: float) -> Array:
+    """Huber-like loss: quadratic below `beta`, linear above (Fast R-CNN, eq. 3, at beta = 1)."""
+    size = jnp.abs(error)
+    return jnp.where(size < beta, 0.5 * size * size / beta, size - 0.5 * beta)
