@@ -94,7 +94,9 @@ class Task(Protocol):
 class Evaluator(Protocol):
     """Measures something users care about and returns named floats."""
 
-    def __call__(self, variables: PyTree, batches: Iterable[Batch], workdir: str) -> Mapping[str, float]:
+    def __call__(
+        self, variables: PyTree, batches: Iterable[Batch], workdir: str
+    ) -> Mapping[str, float]:
         """Runs over `batches`, may write files below `workdir`."""
         ...
 
@@ -106,7 +108,9 @@ class SplitModel(Protocol):
         """The part that runs at the edge."""
         ...
 
-    def tail(self, variables: PyTree, features: Features, meta: Mapping[str, Any]) -> Mapping[str, Any]:
+    def tail(
+        self, variables: PyTree, features: Features, meta: Mapping[str, Any]
+    ) -> Mapping[str, Any]:
         """The part that runs elsewhere; `meta` holds image sizes and scales, never pixels."""
         ...
 

@@ -45,7 +45,10 @@ def top_detections(
     """Sorts, suppresses and pads to a fixed number of boxes.
 
     Args:
-      boxes: [N, 4]; scores: [N]; groups: [N] int; valid: [N] bool.
+      boxes: [N, 4] pixels.
+      scores: [N].
+      groups: [N] int, see `nms_keep`.
+      valid: [N] bool.
       iou_threshold: see `nms_keep`.
       pre: how many of the best boxes enter the suppression.
       post: how many boxes come out, padded with invalid ones.

@@ -38,7 +38,9 @@ def rpn_losses(
     """Objectness and box regression of the proposal network.
 
     Args:
-      logits: [B, A]; deltas: [B, A, 4]; anchors: [A, 4].
+      logits: [B, A].
+      deltas: [B, A, 4].
+      anchors: [A, 4].
       batch: with "boxes", "valid" and "ignore".
       rng: key of the sampling.
       cfg: thresholds and counts.
@@ -80,7 +82,8 @@ def sample_regions(
     """Draws regions to classify; ground-truth boxes join the proposals.
 
     Args:
-      proposals: [B, R, 4]; valid: [B, R].
+      proposals: [B, R, 4].
+      valid: [B, R] bool.
       batch: with "boxes", "labels", "valid" and "ignore".
       rng: key of the sampling.
       cfg: thresholds and counts.
@@ -130,7 +133,8 @@ def region_losses(
     """Classification and box regression of the box head.
 
     Args:
-      logits: [B, S, K]; deltas: [B, S, K, 4].
+      logits: [B, S, K].
+      deltas: [B, S, K, 4].
       regions: as made by `sample_regions`.
 
     Returns:
