@@ -35,11 +35,13 @@ DTYPES = ("float32", "bfloat16", "float16")
 _TRUE, _FALSE = ("true", "1", "yes"), ("false", "0", "no")
 
 
-def nearest(word: str, valid: Iterable[str]) -> str:
-    """Words an error message: the nearest valid name, if any, and all valid ones."""
+def nearest(word: str, valid: Iterable[str], most: int = 20) -> str:
+    """Words an error message: the nearest valid name, if any, and the valid ones (if not many)."""
     names = sorted(map(str, valid))
     close = difflib.get_close_matches(str(word), names, n=1, cutoff=0.5)
     hint = f"did you mean {close[0]!r}? " if close else ""
+    if len(names) > most:
+        names = sorted({f"{n.partition('.')[0]}.*" if "." in n else n for n in names})
     return f"{hint}Valid: {', '.join(names)}."
 
 
@@ -282,8 +284,9 @@ def _check_keys(leaves: Mapping[str, Any], known: Mapping[str, Any], extra: set[
 def _near(key: str, known: Iterable[str]) -> list[str]:
     """The known keys of the same section, or, if there is no such section, all of them."""
     section = key.rpartition(".")[0]
-    siblings = [k for k in known if k.rpartition(".")[0] == section]
-    return siblings or list(known)
+    names = [k for k in known if k != "extra_keys"]
+    siblings = [k for k in names if section and k.rpartition(".")[0] == section]
+    return siblings or names
 
 
 def _check_ranges(leaves: Mapping[str, Any]) -> None:

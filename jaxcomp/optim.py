@@ -105,13 +105,13 @@ class Accumulated(NamedTuple):
     Attributes:
       inner: the optimiser's own state.
       grads: the sum of the gradients so far, as the parameters.
-      count: int32, micro-batches in the sum.
+      batches: int32, micro-batches in the sum.
       position: int32, micro-batches seen in this epoch.
     """
 
     inner: PyTree
     grads: PyTree
-    count: Array
+    batches: Array
     position: Array
 
 
@@ -144,7 +144,7 @@ class Plateau:
     """Reduce on plateau with the semantics of `torch.optim.lr_scheduler.ReduceLROnPlateau`.
 
     Mode "min", relative threshold 1e-4, cooldown 0: a value is better when it is below
-    best · (1 − 1e-4); after `patience` + 1 values that are not, the rate is multiplied by `factor`.
+    best · (1 - 1e-4); `patience` + 1 values in a row that are not multiply the rate by `factor`.
 
     Attributes:
       lr: the learning rate now.
@@ -172,7 +172,7 @@ class EarlyStopping:
 
     Attributes:
       best: the value to beat; None before the first.
-      counter: epochs in a row above best − min_delta.
+      counter: epochs in a row above best - min_delta.
     """
 
     best: float | None = None

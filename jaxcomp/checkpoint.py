@@ -1,0 +1,397 @@
+"""Saving and loading: Orbax checkpoints of a run, tree digests and single-file weights.
+
+A run's folder `checkpoints/` holds one numbered folder per saved step: the train state as arrays
+and, beside it, a JSON record (position in the data, counters, best step). Both are committed by one
+rename, so a killed process leaves either all or nothing of a step. The latest steps and the best
+one are kept.
+
+Weights that travel (a frozen detector, a final codec) are one `.npz` file: arrays by path, a JSON
+record, a digest that is checked when the file is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import json
+import logging
+import os
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import ml_dtypes
+import numpy as np
+import orbax.checkpoint as ocp
+
+from jaxcomp.errors import CheckpointError
+from jaxcomp.types import PyTree
+from jaxcomp.workdir import atomic_write, disk_errors
+
+_LOG = logging.getLogger("jaxcomp")
+_DISK_WORDS = ("no space left", "read-only file system", "permission denied", "disk quota")
+
+
+def leaves_by_path(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by path, as in `params/conv0/kernel`, in sorted order."""
+    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
+    named = {jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in flat}
+    return dict(sorted(named.items()))
+
+
+def tree_digest(tree: PyTree) -> str:
+    """SHA-256 (hex) over the sorted leaf paths, shapes, dtypes and little-endian bytes.
+
+    Equal for equal arrays wherever they live (numpy, any device) and whichever mapping type holds
+    them; different as soon as one bit differs.
+    """
+    sha = hashlib.sha256()
+    for path, leaf in leaves_by_path(tree).items():
+        array = np.asarray(leaf)
+        if array.dtype.byteorder == ">":
+            array = array.astype(array.dtype.newbyteorder("<"))
+        sha.update(json.dumps([path, list(array.shape), array.dtype.name]).encode())
+        sha.update(np.ascontiguousarray(array).tobytes())
+    return sha.hexdigest()
+
+
+def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
+    """Names, shapes and dtypes in which two flat trees differ, in words."""
+    words = [f"{k} is missing" for k in wanted if k not in found]
+    words += [f"{k} is unknown here" for k in found if k not in wanted]
+    for key in found.keys() & wanted.keys():
+        old, new = ((tuple(x.shape), np.dtype(x.dtype).name) for x in (found[key], wanted[key]))
+        if old != new:
+            words.append(f"{key} is {old[1]}{list(old[0])}, the model needs {new[1]}{list(new[0])}")
+    return sorted(words)
+
+
+def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str | Path) -> None:
+    """Raises `CheckpointError` naming the first differences of two trees given as leaves by path.
+
+    Args:
+      found: what the file holds.
+      wanted: what the model needs.
+      path: the file, for the message.
+    """
+    words = _differences(found, wanted)
+    if words:
+        more = f" and {len(words) - 3} more" if len(words) > 3 else ""
+        raise CheckpointError(
+            f"{str(path)!r} is of another model: {'; '.join(words[:3])}{more}. "
+            "Give the config it was made with, or another path."
+        )
+
+
+class _KeepLatestAndBest:
+    """Orbax preservation policy: the newest `keep` steps and the best one."""
+
+    def __init__(self, keep: int):
+        self.keep = keep
+        self.best: int | None = None
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> Sequence[bool]:
+        """One flag per checkpoint, oldest first."""
+        newest = len(checkpoints) - self.keep
+        return [i >= newest or c.step == self.best for i, c in enumerate(checkpoints)]
+
+
+@contextlib.contextmanager
+def _orbax_errors(path: Path) -> Iterator[None]:
+    """Words what the storage layers say about full disks and forbidden places."""
+    with disk_errors(path):
+        try:
+            yield
+        except (ValueError, RuntimeError) as error:
+            if any(word in str(error).lower() for word in _DISK_WORDS):
+                reason = str(error).splitlines()[0][:200]
+                raise CheckpointError(
+                    f"Cannot write {str(path)!r}: {reason}. Free some space or choose another "
+                    "--workdir."
+                ) from error
+            raise
+
+
+class Checkpointer:
+    """The checkpoints of one run; also a context manager that waits for the last save.
+
+    Attributes:
+      path: the folder that holds the numbered steps.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], keep: int = 2):
+        """Opens or makes the folder.
+
+        Args:
+          path: the folder.
+          keep: how many of the newest steps to keep beside the best; at least two, so that there
+            is one to fall back to.
+
+        Raises:
+          CheckpointError: the place cannot be written.
+        """
+        self.path = Path(path).absolute()
+        self._policy = _KeepLatestAndBest(max(keep, 2))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=self._policy, cleanup_tmp_directories=True
+        )
+        with _orbax_errors(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+            handlers = {
+                "state": ocp.StandardCheckpointHandler(),
+                "extra": ocp.JsonCheckpointHandler(),
+            }
+            self._manager = ocp.CheckpointManager(
+                self.path, options=options, item_handlers=handlers
+            )
+
+    def steps(self) -> list[int]:
+        """The steps on disk, ascending."""
+        return sorted(self._manager.all_steps())
+
+    def save(self, step: int, state: PyTree, extra: Mapping[str, Any], best: int | None) -> None:
+        """Starts saving in the background; returns as soon as the arrays are copied.
+
+        Args:
+          step: the number to save under, larger than any before.
+          state: a tree of arrays.
+          extra: JSON-serialisable record.
+          best: the step that must be kept (may be this one).
+
+        Raises:
+          CheckpointError: this save or the one before could not be written.
+        """
+        self._policy.best = best
+        items = ocp.args.Composite(
+            state=ocp.args.StandardSave(state), extra=ocp.args.JsonSave(dict(extra))
+        )
+        with _orbax_errors(self.path):
+            self._manager.save(step, args=items, force=True)
+
+    def wait(self) -> None:
+        """Blocks until everything is on disk; raises `CheckpointError` if it could not be."""
+        with _orbax_errors(self.path):
+            self._manager.wait_until_finished()
+
+    def restore(self, like: PyTree, step: int) -> tuple[PyTree, dict[str, Any]]:
+        """Reads one step.
+
+        Args:
+          like: a tree of arrays with the structure, shapes, dtypes and shardings to restore to.
+          step: one of `steps()`.
+
+        Returns:
+          (the state, the JSON record).
+
+        Raises:
+          CheckpointError: the step is missing, cannot be read or is of another model.
+        """
+        self.wait()
+        if step not in self._manager.all_steps():
+            raise CheckpointError(f"{str(self.path)!r} has no step {step}, only {self.steps()}.")
+        wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, like)
+        try:
+            metadata = self._manager.item_metadata(step)["state"]
+            found = leaves_by_path(getattr(metadata, "tree", metadata))
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+        check_same(found, leaves_by_path(wanted), self.path / str(step))
+        items = ocp.args.Composite(
+            state=ocp.args.StandardRestore(wanted), extra=ocp.args.JsonRestore()
+        )
+        try:
+            restored = self._manager.restore(step, args=items)
+        except Exception as error:
+            raise self._unreadable(step, error) from error
+        return restored["state"], restored["extra"]
+
+    def _unreadable(self, step: int, error: Exception) -> CheckpointError:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        return CheckpointError(
+            f"{str(self.path / str(step))!r} is truncated or damaged ({reason}). "
+            "Remove it to use an earlier one."
+        )
+
+    def restore_latest(self, like: PyTree) -> tuple[PyTree, dict[str, Any], int] | None:
+        """Reads the newest step that can be read, removing damaged newer ones with a warning.
+
+        Args:
+          like: as in `restore`.
+
+        Returns:
+          (the state, the JSON record, the step), or None if nothing was ever saved.
+
+        Raises:
+          CheckpointError: there are steps but none can be read, or they are of another model.
+        """
+        failure: CheckpointError | None = None
+        damaged: list[int] = []
+        for step in reversed(self.steps()):
+            try:
+                state, extra = self.restore(like, step)
+            except CheckpointError as error:
+                if "truncated or damaged" not in str(error):
+                    raise
+                failure, damaged = error, [*damaged, step]
+                continue
+            for bad in damaged:
+                _LOG.warning("Checkpoint %d is damaged; going back to step %d.", bad, step)
+                self._manager.delete(bad)
+            return state, extra, step
+        if failure is not None:
+            raise failure
+        return None
+
+    def close(self) -> None:
+        """Waits for the last save and frees the manager's threads."""
+        with _orbax_errors(self.path):
+            self._manager.close()
+
+    def __enter__(self) -> Checkpointer:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
+
+
+def _unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
+    """Leaves by path as nested dictionaries."""
+    tree: dict[str, Any] = {}
+    for path, leaf in leaves.items():
+        *parents, name = path.split("/")
+        node = tree
+        for parent in parents:
+            node = node.setdefault(parent, {})
+        node[name] = leaf
+    return tree
+
+
+def export_npz(path: str | os.PathLike[str], tree: PyTree, meta: Mapping[str, Any]) -> str:
+    """Writes a tree and a record as one portable file, atomically and without pickle.
+
+    Args:
+      path: the file, by convention `.npz`.
+      tree: nested dictionaries of arrays; names without "/".
+      meta: JSON-serialisable; the digest is added as `meta["digest"]`.
+
+    Returns:
+      The digest of the tree (`tree_digest`).
+
+    Raises:
+      CheckpointError: the place cannot be written.
+    """
+    leaves = {k: np.asarray(v) for k, v in leaves_by_path(tree).items()}
+    for name in leaves:
+        if name == "__meta__":
+            raise CheckpointError(f"{str(path)!r}: '__meta__' is reserved; rename the leaf.")
+    digest = tree_digest(tree)
+    # numpy's format has no name for bfloat16: store the bits and say so in the record.
+    halves = [k for k, v in leaves.items() if v.dtype == ml_dtypes.bfloat16]
+    arrays = {k: v.view(np.uint16) if k in halves else v for k, v in leaves.items()}
+    record = json.dumps({"meta": {**meta, "digest": digest}, "bfloat16": halves})
+    arrays["__meta__"] = np.frombuffer(record.encode(), np.uint8)
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    atomic_write(path, buffer.getvalue())
+    return digest
+
+
+def load_npz(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Reads a file of `export_npz` and checks its digest.
+
+    Args:
+      path: the file.
+
+    Returns:
+      (nested dictionaries of numpy arrays, the record with its `digest`).
+
+    Raises:
+      CheckpointError: the file is missing, truncated, damaged or not of this kind.
+    """
+    if not Path(path).is_file():
+        raise CheckpointError(f"{str(path)!r} does not exist; give the path of an .npz of weights.")
+    try:
+        with np.load(path, allow_pickle=False) as file:
+            arrays = {name: file[name] for name in file.files}
+        record = json.loads(arrays.pop("__meta__").tobytes())
+        meta = record["meta"]
+        for name in record["bfloat16"]:
+            arrays[name] = arrays[name].view(ml_dtypes.bfloat16)
+    except (
+        OSError, ValueError, KeyError, EOFError, AttributeError, TypeError,
+        zipfile.BadZipFile, zlib.error, NotImplementedError,
+    ) as error:  # fmt: skip
+        raise CheckpointError(
+            f"{str(path)!r} is truncated or is not a file of weights ({type(error).__name__}); "
+            "copy or export it again."
+        ) from error
+    tree = _unflatten(arrays)
+    if tree_digest(tree) != meta.get("digest"):
+        raise CheckpointError(f"{str(path)!r} is damaged: its digest differs; copy it again.")
+    return tree, meta
+
+
+def load_frozen(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any], str]:
+    """Reads trained weights from an `.npz` file or from the best checkpoint of a run directory.
+
+    Args:
+      path: an `.npz`, a run directory (with `checkpoints/`) or its `checkpoints/` folder.
+
+    Returns:
+      (variables, metadata, digest). From a run: variables = {"params": …, "stats": …} as nested
+      dictionaries of numpy arrays, metadata = {"config": …, "step": …}. From a file: what
+      `export_npz` was given. The digest is `tree_digest(variables)`.
+
+    Raises:
+      CheckpointError: missing, truncated or damaged.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise CheckpointError(f"{str(path)!r} does not exist; give an .npz or a run directory.")
+    if path.is_file():
+        tree, meta = load_npz(path)
+        return tree, meta, meta["digest"]
+    folder = path / "checkpoints" if (path / "checkpoints").is_dir() else path
+    steps = sorted(int(p.name) for p in folder.iterdir() if p.name.isdigit())
+    if not steps:
+        raise CheckpointError(
+            f"{str(path)!r} holds no checkpoint; give an .npz or a run directory."
+        )
+    try:
+        record = json.loads((folder / str(steps[-1]) / "extra" / "metadata").read_text())
+        best = record.get("best", {}).get("step")
+        step = best if best in steps else steps[-1]
+        with ocp.PyTreeCheckpointer() as reader:
+            item = folder / str(step) / "state"
+            found = reader.metadata(item).item_metadata.tree
+            numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found)
+            state = reader.restore(item, restore_args=numpy)
+    except Exception as error:
+        reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+        raise CheckpointError(f"{str(path)!r} is truncated or damaged ({reason}).") from error
+    variables = {"params": state["params"], "stats": state["stats"]}
+    config = folder.parent / "config.json"
+    meta = {"step": step, "config": json.loads(config.read_text()) if config.is_file() else {}}
+    return variables, meta, tree_digest(variables)
+
+
+def load_params(path: str | os.PathLike[str]) -> PyTree:
+    """The parameters alone, from the same places as `load_frozen`.
+
+    Args:
+      path: as in `load_frozen`.
+
+    Returns:
+      Nested dictionaries of numpy arrays.
+
+    Raises:
+      CheckpointError: missing, truncated, damaged or without parameters.
+    """
+    variables, _, _ = load_frozen(path)
+    if "params" not in variables:
+        raise CheckpointError(f"{str(path)!r} holds {sorted(variables)}, but no 'params'.")
+    return variables["params"]

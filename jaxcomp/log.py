@@ -1,0 +1,300 @@
+"""What a run tells: JSONL always, a text log, a progress bar, TensorBoard and W&B as extras.
+
+`metrics.jsonl` has one object per line: {"kind": "batch" | "epoch", "step": n, ...}. When a run
+resumes from step n, lines beyond n are dropped, so that the file reads as if the run had never
+stopped. `train.log` is for people and is only appended to.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import tqdm
+
+from jaxcomp.errors import ConfigError
+from jaxcomp.types import PyTree
+from jaxcomp.workdir import atomic_write, disk_errors
+
+LOG = logging.getLogger("jaxcomp")
+
+
+def flatten_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested metrics as one level: {"mse": {"p2": v}} becomes {"mse/p2": v}."""
+    flat: dict[str, Any] = {}
+    for name, value in metrics.items():
+        if isinstance(value, Mapping):
+            flat |= flatten_metrics(value, f"{prefix}{name}/")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _group(averages: Mapping[str, float], name: str) -> dict[str, float]:
+    """The members `name/...` of flat metrics, without the prefix."""
+    return {k.partition("/")[2]: v for k, v in averages.items() if k.startswith(f"{name}/")}
+
+
+def batch_line(i: int, n: int, averages: Mapping[str, float], lr: float) -> str:
+    """One line about the epoch so far; parts whose metric is absent are left out.
+
+    Args:
+      i: batches done in this epoch.
+      n: batches of the epoch.
+      averages: running averages since the start of the epoch, flat names.
+      lr: the learning rate.
+
+    Returns:
+      `Train Batch: [i/N] Loss: … MSE: … BPP: … GradNorm: … LR: … FPN_MSE: [L0:… …]`.
+    """
+    parts = [f"Train Batch: [{i}/{n}]"]
+    for label, name, digits in (
+        ("Loss", "loss", 4),
+        ("MSE", "mse", 6),
+        ("BPP", "bpp", 4),
+        ("GradNorm", "grad_norm", 3),
+    ):
+        if name in averages:
+            parts.append(f"{label}: {averages[name]:.{digits}f}")
+    parts.append(f"LR: {lr:.2e}")
+    levels = _group(averages, "fpn_mse")
+    if levels:
+        parts.append("FPN_MSE: [" + " ".join(f"{k}:{v:.5f}" for k, v in levels.items()) + "]")
+    return " ".join(parts)
+
+
+def magnitude_line(averages: Mapping[str, float]) -> str | None:
+    """`Feature Magnitudes: [L2:max=…]` from the metric `feature_max`, or None without one."""
+    levels = _group(averages, "feature_max")
+    if "feature_max" in averages:
+        levels = {"": averages["feature_max"]}
+    if not levels:
+        return None
+    items = (f"{k}:max={v:.3f}" if k else f"max={v:.3f}" for k, v in levels.items())
+    return "Feature Magnitudes: [" + " ".join(items) + "]"
+
+
+def health_alerts(
+    train: Mapping[str, float], val: Mapping[str, float], rate_weight: float, alerts: Any
+) -> list[str]:
+    """Warnings about an epoch; metrics that a task does not have raise none.
+
+    The loss is MSE + rate_weight · rate, so a dominating rate asks for a smaller weight.
+
+    Args:
+      train: averages over the epoch, flat names (`grad_norm`, `feature_max`).
+      val: validation averages (`mse`, `bpp`), else those of training are used.
+      rate_weight: the weight of the rate in the loss.
+      alerts: the section `config.alerts`.
+
+    Returns:
+      One sentence for each threshold that is passed.
+    """
+    found = []
+    if train.get("grad_norm", 0.0) > alerts.grad_norm:
+        found.append(
+            f"Gradient norm {train['grad_norm']:.3g} is above {alerts.grad_norm:g}: "
+            "lower the learning rate or clip_norm."
+        )
+    ratio = rate_distortion_ratio(val, rate_weight) or rate_distortion_ratio(train, rate_weight)
+    if ratio is not None and ratio > alerts.rate_ratio_high:
+        found.append(f"RATE DOMINATES (ratio {ratio:.3g}): reduce rate_weight for a lower MSE.")
+    if ratio is not None and ratio < alerts.rate_ratio_low:
+        found.append(
+            f"DISTORTION DOMINATES (ratio {ratio:.3g}): increase rate_weight for a lower rate."
+        )
+    for name, value in train.items():
+        if name.partition("/")[0] == "feature_max" and value > alerts.feature_max:
+            found.append(f"{name} {value:.3g} is above {alerts.feature_max:g}: check the features.")
+    return found
+
+
+def rate_distortion_ratio(metrics: Mapping[str, float], rate_weight: float) -> float | None:
+    """rate_weight · bpp / mse (`rate_loss` / `distortion` where a task gives those), or None."""
+    rate = metrics.get("rate_loss")
+    if rate is None and "bpp" in metrics:
+        rate = rate_weight * metrics["bpp"]
+    distortion = metrics.get("distortion", metrics.get("mse"))
+    if rate is None or not distortion:
+        return None
+    return rate / distortion
+
+
+def parameter_overview(params: PyTree) -> str:
+    """clu's table of parameters: name, shape, dtype, size; the total in the last line."""
+    from clu import parameter_overview as clu_overview
+
+    return clu_overview.get_parameter_overview(params, include_stats=False)
+
+
+def truncate_jsonl(path: Path, step: int) -> None:
+    """Drops lines beyond `step`, and a last line that a killed process left unfinished."""
+    if not path.exists():
+        return
+    kept = []
+    for line in path.read_text().splitlines():
+        try:
+            if json.loads(line)["step"] <= step:
+                kept.append(line + "\n")
+        except (ValueError, KeyError, TypeError):
+            continue
+    atomic_write(path, "".join(kept))
+
+
+def _strict(value: Any) -> Any:
+    """NaN and infinity as null: JSON has neither."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: _strict(v) for k, v in value.items()}
+    return value
+
+
+class _Console(logging.Handler):
+    """Prints above the progress bar instead of through it."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        tqdm.tqdm.write(self.format(record))
+
+
+def _tensorboard(path: Path) -> Any:
+    """A writer of event files that needs no TensorFlow."""
+    try:
+        import tensorboardX
+    except ImportError:
+        raise ConfigError(
+            "config.log.tensorboard=True needs tensorboardX: pip install 'jaxcomp[tensorboard]'."
+        ) from None
+    return tensorboardX.SummaryWriter(str(path))
+
+
+def _wandb(path: Path, config: Mapping[str, Any]) -> Any:
+    """A W&B run that resumes under the name of the run directory."""
+    try:
+        import wandb
+    except ImportError:
+        raise ConfigError(
+            "config.log.wandb=True needs wandb: pip install 'jaxcomp[wandb]'."
+        ) from None
+    return wandb.init(
+        project="jaxcomp", id=path.name, dir=str(path), config=dict(config), resume="allow"
+    )
+
+
+class RunLog:
+    """All sinks of one run; a context manager.
+
+    While it is open, the logger "jaxcomp" writes to `train.log` and to the console.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        settings: Any,
+        *,
+        total_steps: int,
+        step: int = 0,
+        config: Mapping[str, Any] | None = None,
+        primary: bool = True,
+    ):
+        """Opens the files.
+
+        Args:
+          path: the run directory.
+          settings: the section `config.log`.
+          total_steps: batches of the whole run (for the ETA).
+          step: the step the run starts or resumes from.
+          config: the whole config, for W&B.
+          primary: False in all processes but the first: nothing is written.
+
+        Raises:
+          CheckpointError: the directory cannot be written.
+          ConfigError: an extra is asked for but not installed.
+        """
+        self.settings = settings
+        self._file = self._board = self._wandb = None
+        self._handlers: list[logging.Handler] = []
+        self._saved = (LOG.level, LOG.propagate)
+        path = Path(path)
+        self._path = path / "metrics.jsonl"
+        self._bar: Any = tqdm.tqdm(
+            total=total_steps,
+            initial=step,
+            unit="step",
+            dynamic_ncols=True,
+            mininterval=0.5,
+            disable=None if settings.progress and primary else True,  # None: unless a terminal
+        )
+        if not primary:
+            return
+        with disk_errors(path):
+            path.mkdir(parents=True, exist_ok=True)
+            truncate_jsonl(self._path, step)
+            self._file = open(self._path, "a")
+            self._handlers = [logging.FileHandler(path / "train.log"), _Console()]
+        self._handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+        for handler in self._handlers:
+            LOG.addHandler(handler)
+        LOG.setLevel(logging.INFO)
+        LOG.propagate = False
+        if settings.tensorboard:
+            self._board = _tensorboard(path / "tensorboard")
+        if settings.wandb:
+            self._wandb = _wandb(path, config or {})
+
+    def record(self, kind: str, step: int, values: Mapping[str, Any]) -> None:
+        """Appends one line to `metrics.jsonl`, and its numbers to the extras."""
+        if self._file is None:
+            return
+        line = json.dumps({"kind": kind, "step": step, **_strict(values)}, allow_nan=False)
+        with disk_errors(self._path):
+            self._file.write(line + "\n")
+        flat = flatten_metrics(values)
+        numbers = {f"{kind}/{k}": v for k, v in flat.items() if isinstance(v, int | float)}
+        if self._board is not None:
+            for name, value in numbers.items():
+                self._board.add_scalar(name, value, step)
+        if self._wandb is not None:
+            self._wandb.log(numbers, step=step)
+
+    def advance(self, step: int, shown: Mapping[str, float]) -> None:
+        """Moves the progress bar to `step` and shows loss, MSE and bpp where there are any."""
+        if self._bar.disable:
+            return
+        parts = {k: f"{shown[k]:.4g}" for k in ("loss", "mse", "bpp") if k in shown}
+        self._bar.set_postfix(parts, refresh=False)
+        self._bar.update(step - self._bar.n)
+
+    def flush(self) -> None:
+        """Hands everything to the operating system, where it survives the death of the process."""
+        if self._file is not None:
+            with disk_errors(self._path):
+                self._file.flush()
+        if self._board is not None:
+            self._board.flush()
+
+    def close(self) -> None:
+        """Closes the files and gives the logger back as it was."""
+        self._bar.close()
+        for handler in self._handlers:
+            LOG.removeHandler(handler)
+            handler.close()
+        LOG.level, LOG.propagate = self._saved
+        with disk_errors(self._path):
+            if self._file is not None:
+                self._file.close()
+        if self._board is not None:
+            self._board.close()
+        if self._wandb is not None:
+            self._wandb.finish()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.close()
