@@ -36,11 +36,15 @@ _LOG = logging.getLogger("jaxcomp")
 _DISK_WORDS = ("no space left", "read-only file system", "permission denied", "disk quota")
 
 
-def leaves_by_path(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by path, as in `params/conv0/kernel`, in sorted order."""
+def leaf_paths(tree: PyTree) -> list[str]:
+    """The path of each leaf, as in `params/conv0/kernel`, in the order of `jax.tree.leaves`."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    named = {jax.tree_util.keystr(k, simple=True, separator="/"): v for k, v in flat}
-    return dict(sorted(named.items()))
+    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+
+
+def leaves_by_path(tree: PyTree) -> dict[str, Any]:
+    """The leaves of a tree by path, sorted by path."""
+    return dict(sorted(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)))
 
 
 def tree_digest(tree: PyTree) -> str:

@@ -101,7 +101,9 @@ def health_alerts(
             f"Gradient norm {train['grad_norm']:.3g} is above {alerts.grad_norm:g}: "
             "lower the learning rate or clip_norm."
         )
-    ratio = rate_distortion_ratio(val, rate_weight) or rate_distortion_ratio(train, rate_weight)
+    ratio = rate_distortion_ratio(val, rate_weight)
+    if ratio is None:
+        ratio = rate_distortion_ratio(train, rate_weight)
     if ratio is not None and ratio > alerts.rate_ratio_high:
         found.append(f"RATE DOMINATES (ratio {ratio:.3g}): reduce rate_weight for a lower MSE.")
     if ratio is not None and ratio < alerts.rate_ratio_low:
@@ -125,8 +127,40 @@ def rate_distortion_ratio(metrics: Mapping[str, float], rate_weight: float) -> f
     return rate / distortion
 
 
+def epoch_lines(
+    record: Mapping[str, Any], config: Any, best: bool, step_ms: float | None, input_wait: float
+) -> list[str]:
+    """The summary of an epoch for people.
+
+    Args:
+      record: {"epoch", "lr", "train", "val"} with flat averages.
+      config: the whole config.
+      best: whether the validation loss is the lowest so far.
+      step_ms: median time of a step, if known.
+      input_wait: share of the time spent waiting for data.
+
+    Returns:
+      Two to four lines: training, validation, rate-distortion balance, speed.
+    """
+    weight, lines = config.training.rate_weight, []
+    for split in ("train", "val"):
+        values = record[split]
+        shown = [f"{k} {values[k]:.6g}" for k in ("loss", "mse", "bpp", "grad_norm") if k in values]
+        mark = " (best)" if best and split == "val" else ""
+        lines.append(
+            f"Epoch {record['epoch']}/{config.training.epochs} {split}: {' '.join(shown)}{mark}"
+        )
+    ratio = rate_distortion_ratio(record["val"], weight)
+    if ratio is not None and "bpp" in record["val"] and "mse" in record["val"]:
+        rate, mse = weight * record["val"]["bpp"], record["val"]["mse"]
+        lines.append(f"Rate-Distortion Balance: {rate:.3e} | {mse:.3e} | Ratio: {ratio:.3f}")
+    speed = "" if step_ms is None else f" step {step_ms:.1f} ms, waiting for data {input_wait:.1%}"
+    lines.append(f"LR: {record['lr']:.2e} Lambda: {weight:.2e}{speed}")
+    return lines
+
+
 def parameter_overview(params: PyTree) -> str:
-    """clu's table of parameters: name, shape, dtype, size; the total in the last line."""
+    """The table of parameters (clu): name, shape, dtype, size; the total in the last line."""
     from clu import parameter_overview as clu_overview
 
     return clu_overview.get_parameter_overview(params, include_stats=False)
@@ -284,7 +318,8 @@ class RunLog:
         for handler in self._handlers:
             LOG.removeHandler(handler)
             handler.close()
-        LOG.level, LOG.propagate = self._saved
+        LOG.setLevel(self._saved[0])
+        LOG.propagate = self._saved[1]
         with disk_errors(self._path):
             if self._file is not None:
                 self._file.close()

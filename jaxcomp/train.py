@@ -1,0 +1,481 @@
+"""The one trainer: state, step and loop. It knows the protocol `Task`, never a workload.
+
+    task, config, data ──► create_state ──► step(state, frozen, batch, seed) ──► state, metrics
+                                              │ each epoch: validate, plateau, early stop, save
+                                              ▼
+                                       checkpoints/  metrics.jsonl
+
+The step is a pure function; what the loop itself remembers is one record, `Progress`, that is saved
+as JSON beside the arrays. A killed run therefore continues bit for bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import math
+import os
+import signal
+import statistics
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import optax
+
+from jaxcomp import log, optim, sharding
+from jaxcomp.checkpoint import Checkpointer, leaf_paths, tree_digest
+from jaxcomp.errors import CheckpointError, DataError, NonFiniteError
+from jaxcomp.feed import Feeder, prefetched
+from jaxcomp.progress import EpochSummary, FitResult, Interrupted, Progress
+from jaxcomp.step import create_state, make_train_step
+from jaxcomp.types import DataSplits, PyTree, Task, TrainState
+
+__all__ = [
+    "EpochSummary",
+    "FitResult",
+    "Interrupted",
+    "create_state",
+    "fit",
+    "make_train_step",
+]
+
+LOG = log.LOG
+LAG = 1  # steps in flight: metrics are read when the next step is already queued
+MAX_SKIPPED = 50  # non-finite batches in a row before "skip" gives up as well
+INIT_STREAM = 2**32 - 1  # folded into the seed for `Task.init`; steps never reach it
+
+
+class _Signals:
+    """Notes SIGINT and SIGTERM; a second one acts as it would have without this."""
+
+    def __init__(self) -> None:
+        self.signum = 0
+        self._old: dict[int, Any] = {}
+
+    def _note(self, signum: int, frame: Any) -> None:
+        self.signum = signum
+        LOG.warning("%s: saving after this step.", signal.Signals(signum).name)
+        self._restore()
+
+    def _restore(self) -> None:
+        for signum, handler in self._old.items():
+            signal.signal(signum, handler)
+        self._old = {}
+
+    def __enter__(self) -> _Signals:
+        if threading.current_thread() is threading.main_thread():
+            for signum in (signal.SIGINT, signal.SIGTERM):
+                self._old[signum] = signal.signal(signum, self._note)
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._restore()
+
+
+def _host(metrics: Mapping[str, Any]) -> dict[str, float]:
+    """Device metrics as flat Python floats; waits for the step that computes them."""
+    flat = log.flatten_metrics(jax.device_get(metrics))
+    return {k: float(np.asarray(v)) for k, v in flat.items()}
+
+
+def evaluate_loss(
+    task: Task, state: TrainState, frozen: PyTree, data: DataSplits, mesh: jax.sharding.Mesh
+) -> dict[str, float]:
+    """Validation averages over all real rows.
+
+    Args:
+      task: the workload.
+      state: the state to judge.
+      frozen: its frozen parameters.
+      data: the splits; `validation` is read once.
+      mesh: where the state lives.
+
+    Returns:
+      Each sum of `task.eval_loss` divided by the total "count".
+
+    Raises:
+      DataError: there is no validation row.
+    """
+    return _Validator(task, data, mesh)(state, frozen)
+
+
+class _Validator:
+    """Holds the compiled evaluation step, so that it is compiled once."""
+
+    def __init__(self, task: Task, data: DataSplits, mesh: jax.sharding.Mesh):
+        self._step = jax.jit(task.eval_loss, out_shardings=sharding.replicated(mesh))
+        self._data = data
+        self._mesh = mesh
+
+    def __call__(self, state: TrainState, frozen: PyTree) -> dict[str, float]:
+        sums: dict[str, float] = {}
+        pending: deque[Mapping[str, Any]] = deque()
+
+        def collect(most: int) -> None:
+            while len(pending) > most:
+                for name, value in _host(pending.popleft()).items():
+                    sums[name] = sums.get(name, 0.0) + value
+
+        batches = prefetched(self._data.validation(), lambda b: sharding.put_batch(self._mesh, b))
+        with contextlib.closing(batches):
+            for batch in batches:
+                pending.append(self._step(state.params, state.stats, frozen, batch))
+                collect(LAG)
+        collect(0)
+        count = sums.pop("count", 0.0)
+        if not count:
+            raise DataError("The validation split has no row; check config.data.val_size.")
+        return {name: value / count for name, value in sums.items()}
+
+
+def fit(
+    task: Task,
+    config: Any,
+    data: DataSplits,
+    workdir: str | os.PathLike[str],
+    *,
+    tx: optax.GradientTransformation | None = None,
+    mesh: jax.sharding.Mesh | None = None,
+    callbacks: Sequence[Callable[[EpochSummary], None]] = (),
+    resume: bool = True,
+) -> FitResult:
+    """Trains a task, or goes on where the run directory stands.
+
+    Args:
+      task: the workload.
+      config: a valid config; `training`, `checkpoint`, `log`, `alerts` and `seed` are read.
+      data: training and validation data.
+      workdir: the run directory; `checkpoints/`, `metrics.jsonl` and `train.log` are made in it.
+      tx: an optimiser instead of `optim.make_optimiser(config.training, ...)`; the plateau
+        schedule needs `hyperparams["learning_rate"]` in its state.
+      mesh: the devices; all by default.
+      callbacks: called with an `EpochSummary` after each epoch, before its checkpoint. After a
+        kill an epoch may be told again with the same content, so write files by replacing them.
+      resume: False refuses a directory that holds checkpoints.
+
+    Returns:
+      The best state and what happened. A run that is already complete returns at once.
+
+    Raises:
+      Interrupted: SIGINT or SIGTERM came; everything is saved.
+      NonFiniteError: as `config.training.on_nonfinite` says.
+      CheckpointError: the directory cannot be used or holds something else.
+      DataError: there is no data.
+    """
+    workdir = Path(workdir)
+    mesh = mesh or sharding.make_mesh()
+    training = config.training
+    if data.steps_per_epoch < 1:
+        raise DataError("An epoch has no batch; lower config.training.batch_size.")
+    steps = math.ceil(data.steps_per_epoch / training.accumulation)
+    tx = tx or optim.make_optimiser(training, steps)
+    iterator = data.train()
+    start = iterator.get_state()
+    rng = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
+    state, frozen = create_state(
+        task, tx, rng, next(iterator), accumulation=training.accumulation, mesh=mesh
+    )
+    progress = Progress(
+        plateau=dataclasses.asdict(optim.Plateau(training.learning_rate)),
+        early=dataclasses.asdict(optim.EarlyStopping()),
+        data=start,
+        frozen_digest=tree_digest(frozen),
+    )
+    with Checkpointer(workdir / "checkpoints", config.checkpoint.keep) as saver:
+        state, progress = _resume(saver, state, progress, resume)
+        iterator.set_state(progress.data)
+        run = _Run(task, config, data, workdir, tx, mesh, callbacks, saver, state, frozen, progress)
+        return run.go(iterator)
+
+
+def _resume(
+    saver: Checkpointer, state: TrainState, progress: Progress, resume: bool
+) -> tuple[TrainState, Progress]:
+    """The newest saved state, or the given one if there is none."""
+    if not resume and saver.steps():
+        raise CheckpointError(
+            f"{str(saver.path)!r} holds checkpoints; resume, or choose another --workdir."
+        )
+    restored = saver.restore_latest(state)
+    if restored is None:
+        return state, progress
+    state, record, step = restored
+    saved = Progress(**record)
+    if saved.frozen_digest != progress.frozen_digest:
+        raise CheckpointError(
+            f"{str(saver.path)!r} was trained with other frozen weights "
+            f"({saved.frozen_digest[:12]}, now {progress.frozen_digest[:12]}). "
+            "Give the same config.detector.path, or choose another --workdir."
+        )
+    LOG.info("Resuming from step %d (epoch %d).", step, saved.epoch + 1)
+    return state, saved
+
+
+class _Run:
+    """One process's part of a run. All that must survive it is in `state` and `progress`."""
+
+    def __init__(
+        self,
+        task: Task,
+        config: Any,
+        data: DataSplits,
+        workdir: Path,
+        tx: optax.GradientTransformation,
+        mesh: jax.sharding.Mesh,
+        callbacks: Sequence[Callable[[EpochSummary], None]],
+        saver: Checkpointer,
+        state: TrainState,
+        frozen: PyTree,
+        progress: Progress,
+    ):
+        training = config.training
+        self.config, self.data, self.workdir, self.mesh = config, data, workdir, mesh
+        self.callbacks, self.saver = callbacks, saver
+        self.state, self.frozen, self.progress = state, frozen, progress
+        self.step = make_train_step(
+            task,
+            tx,
+            accumulation=training.accumulation,
+            steps_per_epoch=data.steps_per_epoch,
+            loss_scale=training.loss_scale,
+            skip_nonfinite=training.on_nonfinite == "skip",
+            mesh=mesh,
+        )
+        self.validate = _Validator(task, data, mesh)
+        self.seed = jax.device_put(np.uint32(config.seed), sharding.replicated(mesh))
+        self.saved_step = progress.step if saver.steps() else -1
+        self.began = time.perf_counter() - progress.seconds
+        self.step_times: list[float] = []
+        self.train_seconds = self.wait_seconds = 0.0
+        self.collected_at: float | None = None
+
+    def go(self, iterator: Any) -> FitResult:
+        """Runs to the end and returns the best state."""
+        config, progress = self.config, self.progress
+        self.out = log.RunLog(
+            self.workdir,
+            config.log,
+            total_steps=config.training.epochs * self.data.steps_per_epoch,
+            step=progress.step,
+            config=config.to_dict(),
+            primary=sharding.is_primary(),
+        )
+        with self.out, _Signals() as self.signals:
+            if progress.step == 0:
+                LOG.info("Parameters:\n%s", log.parameter_overview(self.state.params))
+            with Feeder(iterator, lambda b: sharding.put_batch(self.mesh, b)) as feeder:
+                while not progress.done:
+                    self._train_epoch(feeder)
+                    self._end_epoch()
+                    self._stop_if_asked()
+            self.saver.wait()
+            return self._result()
+
+    def _train_epoch(self, feeder: Feeder) -> None:
+        """Dispatches the steps of the epoch that are left; metrics are read `LAG` steps later."""
+        progress, every = self.progress, self.config.checkpoint.every_steps
+        pending: deque[Mapping[str, Any]] = deque()
+        self.collected_at = None
+        began, steps = time.perf_counter(), self.data.steps_per_epoch
+
+        def collect(most: int) -> None:
+            while len(pending) > most:
+                self._collect(_host(pending.popleft()))
+
+        for done in range(progress.batch + 1, steps + 1):
+            asked = time.perf_counter()
+            batch = feeder.next()
+            self.wait_seconds += time.perf_counter() - asked
+            self.state, metrics = self.step(self.state, self.frozen, batch, self.seed)
+            pending.append(metrics)
+            collect(LAG)
+            reached = progress.step + len(pending)
+            due = (every and reached % every == 0) or self.signals.signum
+            if due and done < steps:  # the last batch is saved with the validation that follows
+                collect(0)
+                progress.data = feeder.state
+                self._save()
+                self._stop_if_asked()
+                self.collected_at = None
+        collect(0)
+        progress.data = feeder.state if feeder.state is not None else progress.data
+        self.train_seconds += time.perf_counter() - began
+
+    def _collect(self, metrics: dict[str, float]) -> None:
+        """Counts one finished step, checks it and tells about it."""
+        progress, now = self.progress, time.perf_counter()
+        if self.collected_at is not None:
+            self.step_times.append(now - self.collected_at)
+        self.collected_at = now
+        progress.step += 1
+        progress.batch += 1
+        if metrics["finite"]:
+            progress.skipped_in_row = 0
+            progress.lr = metrics.get("lr", progress.lr)
+            progress.add(metrics)
+        else:
+            self._nonfinite(metrics)
+        averages = progress.averages()
+        self.out.advance(progress.step, averages)
+        every = self.config.log.every_steps
+        if progress.batch % every == 0:
+            steps = self.data.steps_per_epoch
+            LOG.info(log.batch_line(progress.batch, steps, averages, progress.lr))
+            line = log.magnitude_line(averages)
+            if line and progress.batch % (5 * every) == 0:
+                LOG.info(line)
+            values = {"epoch": progress.epoch + 1, "lr": progress.lr, **averages}
+            self.out.record("batch", progress.step, values)
+
+    def _nonfinite(self, metrics: Mapping[str, float]) -> None:
+        """Raises or counts a step whose loss or gradient is not finite."""
+        progress = self.progress
+        words = [f"{k} is {v}" for k, v in metrics.items() if not math.isfinite(v)]
+        leaf = int(metrics["bad_leaf"])
+        if leaf >= 0:
+            name = leaf_paths(self.state.params)[leaf]
+            words.insert(0, f"the first bad gradient is that of params/{name}")
+        where = f"Step {progress.step} (epoch {progress.epoch + 1}): {'; '.join(words)}."
+        progress.skipped += 1
+        progress.skipped_in_row += 1
+        if self.config.training.on_nonfinite == "stop":
+            raise NonFiniteError(
+                f"{where} Lower config.training.learning_rate, check the data, or set "
+                "config.training.on_nonfinite='skip'. The last checkpoint is good."
+            )
+        if progress.skipped_in_row >= MAX_SKIPPED:
+            raise NonFiniteError(f"{where} {MAX_SKIPPED} batches in a row were skipped; stopping.")
+        LOG.warning("%s Skipped (%d so far).", where, progress.skipped)
+
+    def _end_epoch(self) -> None:
+        """Validates, decides what follows, tells everyone and saves."""
+        progress, config = self.progress, self.config
+        began = time.perf_counter()
+        val = self.validate(self.state, self.frozen)
+        val_seconds = time.perf_counter() - began
+        if not math.isfinite(val["loss"]) and config.training.on_nonfinite == "stop":
+            raise NonFiniteError(
+                f"The validation loss of epoch {progress.epoch + 1} is {val['loss']}; lower "
+                "config.training.learning_rate. The last checkpoint is good."
+            )
+        train, lr = progress.averages(), progress.lr
+        progress.epoch += 1
+        progress.batch, progress.sums = 0, {}
+        best = self._decide(val["loss"])
+        record: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "lr": lr}
+        record |= {"train": train, "val": val}
+        progress.history.append(record)
+        alerts = log.health_alerts(train, val, config.training.rate_weight, config.alerts)
+        self._tell(record, alerts, best, val_seconds)
+        summary = EpochSummary(
+            epoch=progress.epoch,
+            epochs=config.training.epochs,
+            step=progress.step,
+            train=train,
+            val=val,
+            lr=lr,
+            grad_norm=train.get("grad_norm", 0.0),
+            best=best,
+            alerts=alerts,
+            state=self.state,
+            frozen=self.frozen,
+            workdir=self.workdir,
+        )
+        for callback in self.callbacks:
+            callback(summary)
+        self._save()
+
+    def _decide(self, loss: float) -> bool:
+        """Updates best, learning rate and early stopping; returns whether this epoch is best."""
+        progress, training = self.progress, self.config.training
+        schedule, stopping = training.lr_schedule, training.early_stopping
+        best = loss < progress.best.get("loss", math.inf)
+        if best:
+            progress.best = {"step": progress.step, "epoch": progress.epoch, "loss": loss}
+        if schedule.name == "plateau":
+            old = optim.Plateau(**progress.plateau)  # type: ignore[arg-type]
+            new = old.update(loss, schedule.factor, schedule.patience, schedule.min_lr)
+            progress.plateau = dataclasses.asdict(new)
+            if new.lr != old.lr:
+                opt = optim.set_learning_rate(self.state.opt, new.lr)
+                self.state = self.state.replace(opt=opt)
+        early = optim.EarlyStopping(**progress.early).update(loss, stopping.min_delta)
+        progress.early = dataclasses.asdict(early)
+        if early.stop(stopping.patience):
+            progress.done = "early_stopping"
+        elif progress.epoch >= training.epochs:
+            progress.done = "epochs"
+        return best
+
+    def _tell(
+        self, record: Mapping[str, Any], alerts: Sequence[str], best: bool, val_seconds: float
+    ) -> None:
+        """One epoch for the logs; times go here, never into the history."""
+        values = {**record, "alerts": list(alerts), "skipped": self.progress.skipped}
+        values |= {"step_ms": self._step_ms(), "input_wait": self._input_wait()}
+        values |= {"val_seconds": val_seconds, "seconds": time.perf_counter() - self.began}
+        values.pop("step")
+        self.out.record("epoch", self.progress.step, values)
+        for line in log.epoch_lines(record, self.config, best, self._step_ms(), self._input_wait()):
+            LOG.info(line)
+        for alert in alerts:
+            LOG.warning(alert)
+
+    def _save(self) -> None:
+        """Saves the arrays and the record, unless this step is saved already."""
+        self.out.flush()
+        if self.saved_step == self.progress.step:
+            return
+        self.progress.seconds = time.perf_counter() - self.began
+        record = dataclasses.asdict(self.progress)
+        self.saver.save(self.progress.step, self.state, record, self.progress.best.get("step"))
+        self.saved_step = self.progress.step
+
+    def _stop_if_asked(self) -> None:
+        """Raises `Interrupted` once everything is on disk, if a signal came."""
+        if not self.signals.signum:
+            return
+        self.saver.wait()
+        name = signal.Signals(self.signals.signum).name
+        message = (
+            f"{name} at step {self.progress.step}: the run is saved in {str(self.workdir)!r}. "
+            "Run the same command again to resume it."
+        )
+        LOG.warning(message)
+        raise Interrupted(message, self.signals.signum)
+
+    def _step_ms(self) -> float | None:
+        return 1e3 * statistics.median(self.step_times) if self.step_times else None
+
+    def _input_wait(self) -> float:
+        return self.wait_seconds / self.train_seconds if self.train_seconds else 0.0
+
+    def _result(self) -> FitResult:
+        """Reads the best state back, unless it is the present one."""
+        progress, state = self.progress, self.state
+        best = progress.best
+        if best and best["step"] != progress.step:
+            if best["step"] in self.saver.steps():
+                state, _ = self.saver.restore(self.state, best["step"])
+            else:
+                LOG.warning("The best step %d is gone; using the last one.", best["step"])
+        return FitResult(
+            state=state,
+            frozen=self.frozen,
+            history=progress.history,
+            best_epoch=best.get("epoch", progress.epoch),
+            best_loss=best.get("loss", math.nan),
+            epochs=progress.epoch,
+            steps=progress.step,
+            stopped=progress.done,
+            skipped=progress.skipped,
+            train_step_ms=self._step_ms(),
+            input_wait=self._input_wait(),
+            seconds=time.perf_counter() - self.began,
+        )

@@ -1,0 +1,29 @@
+"""Four virtual CPU devices, rank promotion as an error, and the optional reference files."""
+
+from __future__ import annotations
+
+import os
+import pathlib
+
+# Before anything imports JAX: it reads these once.
+os.environ["JAX_PLATFORMS"] = "cpu"
+os.environ["JAX_NUMPY_RANK_PROMOTION"] = "raise"
+_FLAG = "--xla_force_host_platform_device_count"
+if _FLAG not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {_FLAG}=4".strip()
+# Compiled programs are kept between runs and shared by the workers.
+_CACHE = pathlib.Path(__file__).resolve().parent.parent / ".pytest_cache" / "jax"
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(_CACHE))
+os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
+
+import pytest  # noqa: E402
+
+
+@pytest.fixture(scope="session")
+def shared() -> pathlib.Path:
+    """The folder of reference files beside (or in) the repository; skips where there is none."""
+    root = pathlib.Path(__file__).resolve().parent.parent
+    for path in (root / "shared", root.parent / "shared"):
+        if path.is_dir():
+            return path
+    pytest.skip(f"needs the reference files in {root.parent / 'shared'}")
