@@ -1,0 +1,43 @@
+"""One codec for one level of the feature pyramid: the main job.
+
+    python -m jaxcomp.main --config=configs/fpn_level.py                  # embedded, level 2 (P4)
+    python -m jaxcomp.main --config=configs/fpn_level.py:level=0          # P2
+    python -m jaxcomp.main --config=configs/fpn_level.py:kitti,level=2    # the documents' recipe
+
+Arguments: `embedded` (default) or `kitti`; `level=0..4` is P2..P6. The cost and the results on
+named hardware stand in README.md. The loss is MSE + rate_weight * bits per feature position, so a
+larger `--config.training.rate_weight` gives fewer bits.
+"""
+
+from jaxcomp.config import base_config, parse_args
+
+
+def get_config(arg_string: str = ""):
+    """The config of a profile and a level."""
+    args = parse_args(arg_string, profile=("embedded", "kitti"), level=2)
+    kitti = args.profile == "kitti"
+    config = base_config(
+        model={"straight_through": False},
+        detector={"config": "kitti" if kitti else "embedded"},
+        data={"cache_features": not kitti},
+        evaluation={"pictures": 4},
+    )
+    config.task = "feature_codec"
+    config.profile = args.profile
+    config.level = args.level
+    config.model.name = "factorized_prior_specific_level"
+    training = config.training
+    training.rate_weight = 1e-3
+    if kitti:
+        config.data.update(name="kitti", train_size=6000, val_size=1481, height=384, width=1280)
+        config.model.update(in_channels=256, n_hidden=128, n_channels=192, stages=4)
+        training.update(batch_size=8, epochs=100, learning_rate=5e-5, weight_decay=1e-4)
+        training.lr_schedule.update(patience=8)
+        training.early_stopping.update(patience=20)
+    else:
+        # Level 4 of a 128 x 416 image is 2 x 7: fewer strides leave the coarse levels some room.
+        config.model.update(in_channels=64, n_hidden=64, n_channels=64, stages=2)
+        training.update(batch_size=8, epochs=20, learning_rate=1e-3, rate_weight=0.02)
+        training.lr_schedule.update(name="cosine")
+        training.early_stopping.patience = 0
+    return config

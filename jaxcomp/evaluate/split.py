@@ -1,0 +1,226 @@
+"""The whole pipeline with real bytes: features, a file on disk, features again, detections.
+
+    image ── head ──► features ──────────────────────────── tail ──► detections before
+                         └─ one level ─► .jxc file ─► level ─┘  tail ──► detections after
+
+The functions take the network as callables, so that codecs and models stay strangers.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcomp.evaluate.detection import coco_metrics, frames_from_batch, voc_metrics
+
+Features = Mapping[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class LevelCoder:
+    """A codec of one level, as the evaluation needs it.
+
+    Attributes:
+      level: feature key, as in "p4".
+      compress: one frame's features [1, H, W, C] -> the bytes of a `.jxc` file.
+      decompress: those bytes -> [1, H, W, C] float32.
+      ideal_bits: [B, H, W, C] -> [B, M], the code length of every latent channel under the model.
+      payload_bits: bytes -> bits of the entropy coder's chunks, without the container around them.
+      scale: root mean square of the level's features; errors are reported relative to its square.
+    """
+
+    level: str
+    compress: Callable[[Any], bytes]
+    decompress: Callable[[bytes], np.ndarray]
+    ideal_bits: Callable[[Any], np.ndarray]
+    payload_bits: Callable[[bytes], int]
+    scale: float
+
+
+@dataclasses.dataclass
+class _Totals:
+    """Sums over frames, and what the report shows."""
+
+    frames: int = 0
+    estimated_bits: float = 0.0
+    payload_bits: int = 0
+    file_bytes: int = 0
+    squared_error: float = 0.0
+    feature_sum: float = 0.0
+    feature_square: float = 0.0
+    feature_max: float = 0.0
+    values: int = 0
+    positions: int = 0
+    pixels: int = 0
+    encode_ms: list[float] = dataclasses.field(default_factory=list)
+    decode_ms: list[float] = dataclasses.field(default_factory=list)
+    channel_bits: Any = 0.0
+    before: list = dataclasses.field(default_factory=list)
+    after: list = dataclasses.field(default_factory=list)
+    pictures: dict[str, list] = dataclasses.field(default_factory=dict)
+    per_frame: list[dict[str, float]] = dataclasses.field(default_factory=list)
+
+
+def evaluate_level(
+    *,
+    head: Callable[[Any], Features],
+    tail: Callable[[Features, Any], Mapping[str, Any]],
+    coder: LevelCoder,
+    batches: Iterable[Mapping[str, Any]],
+    classes: tuple[str, ...],
+    streams: Path,
+    pictures: int = 4,
+    progress: Callable[[int], None] = lambda frames: None,
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Codes every held-out frame to a file, decodes the file, and detects before and after.
+
+    Args:
+      head: images [B, H, W, 3] -> the pyramid.
+      tail: (pyramid, image sizes [B, 2]) -> padded detections.
+      coder: the codec of one level; the other levels stay as they are.
+      batches: held-out detection batches.
+      classes: names of labels 1, 2, ...
+      streams: folder of the `.jxc` files, one a frame; made if needed, stale files are removed.
+      pictures: frames of which images, features and detections are kept for the report.
+      progress: called with the number of frames done.
+
+    Returns:
+      (metrics, arrays for the report). All rates are counted from the files.
+    """
+    streams.mkdir(parents=True, exist_ok=True)
+    for stale in streams.glob("*.jxc"):
+        stale.unlink()
+    totals = _Totals()
+    for batch in batches:
+        features = head(batch["image"])
+        original = np.asarray(features[coder.level])
+        sizes = np.asarray(
+            batch.get("image_size", [batch["image"].shape[1:3]] * len(original)), np.float32
+        )
+        rows = np.flatnonzero(batch["mask"])
+        restored = original.copy()
+        bits = np.asarray(coder.ideal_bits(features[coder.level]))
+        for row in rows:
+            path = streams / f"{int(batch['image_id'][row]):06d}.jxc"
+            restored[row] = _code_one(coder, original[row : row + 1], path, totals)
+            _count(totals, coder, original[row], restored[row], bits[row], sizes[row], path)
+        before = _numpy(tail(features, sizes))
+        after = _numpy(tail({**features, coder.level: restored}, sizes))
+        totals.before += frames_from_batch(before, batch)
+        totals.after += frames_from_batch(after, batch)
+        _keep_pictures(totals, batch, original, restored, before, after, rows, pictures)
+        progress(totals.frames)
+    return _metrics(totals, coder, classes), _arrays(totals)
+
+
+def _numpy(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
+    return {name: np.asarray(value) for name, value in tree.items()}
+
+
+def _code_one(coder: LevelCoder, x: np.ndarray, path: Path, totals: _Totals) -> np.ndarray:
+    """Features -> file -> features of one frame [1, H, W, C], with times."""
+    if totals.frames == 0:  # the first call compiles; its time is not a latency
+        coder.decompress(coder.compress(x))
+    start = time.perf_counter()
+    blob = coder.compress(x)
+    totals.encode_ms.append(1e3 * (time.perf_counter() - start))
+    path.write_bytes(blob)
+    blob = path.read_bytes()
+    start = time.perf_counter()
+    restored = np.asarray(coder.decompress(blob))
+    totals.decode_ms.append(1e3 * (time.perf_counter() - start))
+    totals.payload_bits += coder.payload_bits(blob)
+    return restored[0]
+
+
+def _count(totals, coder, original, restored, bits, size, path) -> None:
+    error = float(np.square(original - restored, dtype=np.float64).sum())
+    stream_bytes = path.stat().st_size
+    totals.frames += 1
+    totals.estimated_bits += float(bits.sum())
+    totals.file_bytes += stream_bytes
+    totals.squared_error += error
+    totals.feature_sum += float(original.sum(dtype=np.float64))
+    totals.feature_square += float(np.square(original, dtype=np.float64).sum())
+    totals.feature_max = max(totals.feature_max, float(np.abs(original).max()))
+    totals.values += original.size
+    totals.positions += original.shape[0] * original.shape[1]
+    totals.pixels += int(size[0] * size[1])
+    totals.channel_bits = totals.channel_bits + np.asarray(bits, np.float64)
+    totals.per_frame.append(
+        {
+            "frame": path.stem,
+            "bytes": stream_bytes,
+            "estimated_bits": float(bits.sum()),
+            "relative_mse": error / original.size / coder.scale**2,
+        }
+    )
+
+
+def _keep_pictures(totals, batch, original, restored, before, after, rows, limit) -> None:
+    for row in rows:
+        if len(totals.pictures.get("image", ())) >= limit:
+            return
+        entry = {
+            "image": batch["image"][row],
+            "image_id": batch["image_id"][row],
+            "original": original[row],
+            "restored": restored[row],
+            "truth_boxes": batch["boxes"][row],
+            "truth_labels": batch["labels"][row],
+            "truth_valid": batch["valid"][row],
+        }
+        for when, found in (("before", before), ("after", after)):
+            entry |= {f"{when}_{name}": value[row] for name, value in found.items()}
+        for name, value in entry.items():
+            totals.pictures.setdefault(name, []).append(value)
+
+
+def _metrics(t: _Totals, coder: LevelCoder, classes: tuple[str, ...]) -> dict[str, Any]:
+    before, after = (voc_metrics(f, classes) for f in (t.before, t.after))
+    before_coco, after_coco = (coco_metrics(f, classes) for f in (t.before, t.after))
+    frames, values = max(t.frames, 1), max(t.values, 1)
+    mse = t.squared_error / values
+    peak = t.feature_max
+    return {
+        "frames": t.frames,
+        "estimated_bits": t.estimated_bits,
+        "actual_bits": t.payload_bits,
+        "overhead": t.payload_bits / max(t.estimated_bits, 1e-9) - 1.0,
+        "file_bits": 8 * t.file_bytes,
+        "container_bytes_per_frame": (t.file_bytes - t.payload_bits / 8) / frames,
+        "bytes_per_frame": t.file_bytes / frames,
+        "raw_bytes_per_frame": 4 * t.values / frames,
+        "compression_ratio": 4 * t.values / max(t.file_bytes, 1),
+        "bpp_image": 8 * t.file_bytes / max(t.pixels, 1),
+        "bpp_feature": 8 * t.file_bytes / max(t.positions, 1),
+        "bits_per_value": 8 * t.file_bytes / values,
+        "mse": mse,
+        "relative_mse": mse / coder.scale**2,
+        "psnr": float(10 * np.log10(peak**2 / max(mse, 1e-20))) if peak > 0 else 0.0,
+        "feature_mean": t.feature_sum / values,
+        "feature_std": float(
+            np.sqrt(max(t.feature_square / values - (t.feature_sum / values) ** 2, 0))
+        ),
+        "feature_max": peak,
+        "map50_uncompressed": before["map50"],
+        "map50": after["map50"],
+        "map50_kept": after["map50"] / max(before["map50"], 1e-9),
+        "accuracy_uncompressed": before | before_coco,
+        "accuracy": after | after_coco,
+        "encode_ms": float(np.median(t.encode_ms)) if t.encode_ms else 0.0,
+        "decode_ms": float(np.median(t.decode_ms)) if t.decode_ms else 0.0,
+    }
+
+
+def _arrays(totals: _Totals) -> dict[str, np.ndarray]:
+    arrays = {name: np.stack(values) for name, values in totals.pictures.items()}
+    arrays["channel_bits"] = np.asarray(totals.channel_bits) / max(totals.frames, 1)
+    for name in ("bytes", "estimated_bits", "relative_mse"):
+        arrays[f"frame_{name}"] = np.asarray([frame[name] for frame in totals.per_frame])
+    return arrays

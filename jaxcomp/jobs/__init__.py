@@ -1,0 +1,46 @@
+"""The workloads as the main command runs them: data, task, evaluation and files, wired together.
+
+A new workload is one file here and one line in `JOBS`. This room may import every other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jaxcomp.config import nearest
+from jaxcomp.errors import ConfigError
+
+
+def _detect(config: Any) -> Any:
+    from jaxcomp.jobs import detect
+
+    return detect.build(config)
+
+
+def _feature_codec(config: Any) -> Any:
+    from jaxcomp.jobs import feature_codec
+
+    return feature_codec.build(config)
+
+
+# Builders import their workload when called, so that asking for help stays fast.
+JOBS: Mapping[str, Callable[[Any], Any]] = {"detect": _detect, "feature_codec": _feature_codec}
+
+
+def build_job(config: Any) -> Any:
+    """The `Job` of a config.
+
+    Raises:
+      ConfigError: `config.task` is unknown.
+    """
+    if config.task not in JOBS:
+        raise ConfigError(f"config.task={config.task!r}; {nearest(config.task, JOBS)}")
+    return JOBS[config.task](config)
+
+
+def run_location(config: Any) -> tuple[str, str]:
+    """(root, name) of the folder that collects the runs of a config, as the documents name them."""
+    if config.task == "feature_codec":
+        return "checkpoints", f"fpn_specific_level_compression_level_{config.level}"
+    return "checkpoints", {"detect": "detection"}.get(config.task, config.task)

@@ -1,0 +1,112 @@
+"""Train the detector, measure it on held-out frames, and export its weights."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from jaxcomp import checkpoint, data
+from jaxcomp.evaluate.detection import coco_metrics, frames_from_batch, voc_metrics
+from jaxcomp.jobs.job import Job, variables_of
+from jaxcomp.loaders import DETECTOR_FILE, Detector, load_detector
+from jaxcomp.models.faster_rcnn import FasterRCNN
+from jaxcomp.tasks.detect import DetectTask, detector_config, sampling_config
+from jaxcomp.train import FitResult
+
+PICTURES = 8
+
+
+def build(config: Any) -> Job:
+    """The job of a `configs/detector.py` config."""
+    task = DetectTask(FasterRCNN(detector_config(config.model)), sampling_config(config.sampling))
+    splits = data.make_splits(config)
+    return Job(
+        task=task,
+        splits=splits,
+        callbacks=(),
+        evaluate=functools.partial(_evaluate, config, task, splits),
+    )
+
+
+def _export(config: Any, variables: Any, path: Path, metrics: dict[str, Any]) -> None:
+    """Half-precision weights with what is needed to use them."""
+    half = jax.tree.map(lambda x: np.asarray(x, np.float16), variables)
+    meta = {
+        "kind": "detector",
+        "model": {k: v for k, v in config.model.to_dict().items()},
+        "classes": list(config.classes),
+        "height": config.data.height,
+        "width": config.data.width,
+        "data": config.data.name,
+        "seed": config.seed,
+        "metrics": metrics,
+    }
+    checkpoint.export_npz(path, half, meta)
+
+
+def _evaluate(
+    config: Any,
+    task: DetectTask,
+    splits: Any,
+    result: FitResult,
+    workdir: Path,
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    """Accuracy of the *exported* weights, so that the number belongs to the file."""
+    del task
+    path = workdir / DETECTOR_FILE
+    variables = variables_of(result.state.params, result.state.stats)
+    _export(config, variables, path, {})
+    detector = load_detector(path)
+    metrics, arrays = evaluate_detector(detector, splits.validation(), progress)
+    _export(config, variables, path, {"map50": metrics["map50"]})
+    temporary = workdir / ".evaluation.tmp.npz"
+    np.savez_compressed(temporary, **arrays)
+    os.replace(temporary, workdir / "evaluation.npz")
+    count = sum(x.size for x in jax.tree.leaves(result.state.params))
+    return {
+        **metrics,
+        "params": count,
+        "params_digest": checkpoint.tree_digest(result.state.params),
+        "weights_bytes": path.stat().st_size,
+    }
+
+
+def evaluate_detector(
+    detector: Detector, batches: Any, progress: Callable[[int], None] = lambda n: None
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """Accuracy on batches of frames, and pictures for the report.
+
+    Returns:
+      ({"map50", "accuracy", "frames"}, arrays named as `evaluate.split` names them).
+    """
+    frames: list = []
+    pictures: dict[str, list] = {}
+    for batch in batches:
+        features = detector.head(batch["image"])
+        size = batch.get("image_size", [batch["image"].shape[1:3]] * len(batch["image"]))
+        found = {
+            k: np.asarray(v) for k, v in detector.tail(features, np.asarray(size, "f4")).items()
+        }
+        frames += frames_from_batch(found, batch)
+        for row in np.flatnonzero(batch["mask"]):
+            if len(pictures.get("image", ())) < PICTURES:
+                entry = {k: batch[k][row] for k in ("image", "image_id")}
+                entry |= {f"truth_{k}": batch[k][row] for k in ("boxes", "labels", "valid")}
+                entry |= {f"after_{k}": v[row] for k, v in found.items()}
+                for name, value in entry.items():
+                    pictures.setdefault(name, []).append(value)
+        progress(len(frames))
+    accuracy = voc_metrics(frames, detector.classes)
+    metrics = {
+        "frames": len(frames),
+        "map50": accuracy["map50"],
+        "accuracy": accuracy | coco_metrics(frames, detector.classes),
+    }
+    return metrics, {k: np.stack(v) for k, v in pictures.items()}

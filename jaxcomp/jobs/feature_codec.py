@@ -1,0 +1,254 @@
+"""Train a codec for one pyramid level, code every held-out frame to a file, measure detections."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcomp import checkpoint, codecs, data, documents
+from jaxcomp.codecs import factorised
+from jaxcomp.codecs import tables as table_lib
+from jaxcomp.config import nearest
+from jaxcomp.errors import CheckpointError, NonFiniteError
+from jaxcomp.evaluate.split import LevelCoder, evaluate_level
+from jaxcomp.jobs.job import Job, variables_of
+from jaxcomp.loaders import CODEC_FILE, Detector, LevelCodec, load_detector
+from jaxcomp.log import LOG
+from jaxcomp.models.fpn import LEVELS
+from jaxcomp.tasks.feature_codec import (
+    LOSS_CONVENTION,
+    FeatureCodecTask,
+    codec_from_config,
+    level_statistics,
+)
+from jaxcomp.train import EpochSummary, FitResult
+from jaxcomp.types import DataSplits
+from jaxcomp.workdir import atomic_write
+
+STATISTICS_BATCHES = 64  # enough frames for a mean and a scale when features are not cached
+ANALYSIS_EPOCHS = 5
+
+
+def build(config: Any) -> Job:
+    """The job of a `configs/fpn_level.py` config."""
+    detector = load_detector(config.detector.path)
+    _check_channels(config, detector)
+    level = LEVELS[config.level]
+    images = data.make_splits(config)
+    if config.data.cache_features:
+        splits, training = _cached_splits(config, detector, level, images)
+        statistics = level_statistics(iter([training]))
+    else:
+        splits = images
+        batches = _epoch(images, STATISTICS_BATCHES)
+        statistics = level_statistics(_features(detector, level, batches))
+    codec = codec_from_config(config.model)
+
+    def head(variables: Any, image: Any) -> Any:
+        return detector.model.apply(variables, image, method="features")[level]
+
+    task = FeatureCodecTask(
+        codec,
+        config.training.rate_weight,
+        statistics,
+        head=head,
+        frozen=None if config.data.cache_features else detector.variables,
+    )
+    return Job(
+        task=task,
+        splits=splits,
+        callbacks=(functools.partial(_write_epoch, config, task, splits),),
+        evaluate=functools.partial(_evaluate, config, task, detector, images),
+    )
+
+
+def _check_channels(config: Any, detector: Detector) -> None:
+    channels = detector.model.cfg.fpn_features
+    if channels != config.model.in_channels:
+        raise CheckpointError(
+            f"the detector {config.detector.path or '(shipped)'!r} has {channels} channels per "
+            f"level, but config.model.in_channels={config.model.in_channels}; set it to {channels} "
+            f"or choose another detector. {nearest(str(channels), [str(channels)])}"
+        )
+
+
+def _epoch(splits: DataSplits, limit: int | None = None) -> Iterable[Mapping[str, Any]]:
+    """The batches of the first epoch, or some of them."""
+    iterator = splits.train()
+    count = splits.steps_per_epoch
+    return (next(iterator) for _ in range(count if limit is None else min(count, limit)))
+
+
+def _features(
+    detector: Detector, level: str, batches: Iterable[Mapping[str, Any]]
+) -> Iterable[np.ndarray]:
+    """Features of one level, batch by batch, without padding rows."""
+    for batch in batches:
+        x = np.asarray(detector.head(batch["image"])[level])
+        if not np.isfinite(x).all():
+            raise NonFiniteError(f"the detector's {level!r} features hold NaN or infinity")
+        yield x[np.asarray(batch["mask"], bool)]
+
+
+def _cached_splits(
+    config: Any, detector: Detector, level: str, images: DataSplits
+) -> tuple[DataSplits, np.ndarray]:
+    """The frozen head runs once over the data instead of once an epoch."""
+    training = np.concatenate(list(_features(detector, level, _epoch(images))))
+    held_out = np.concatenate(list(_features(detector, level, images.validation())))
+    LOG.info(
+        "Cached %s features of %d + %d frames: %s each, %.0f MB.",
+        *(level, len(training), len(held_out), training.shape[1:]),
+        (training.nbytes + held_out.nbytes) / 1e6,
+    )
+    splits = data.array_splits(
+        {"features": training}, {"features": held_out}, config.training.batch_size, config.seed
+    )
+    return splits, training
+
+
+def _write_epoch(
+    config: Any, task: FeatureCodecTask, splits: DataSplits, summary: EpochSummary
+) -> None:
+    """The documented text files of an epoch."""
+    count = factorised.parameter_count(
+        variables_of(summary.state.params, jax.tree.map(np.asarray, summary.state.stats))
+    )
+    text = documents.training_diagnostics(
+        epoch=summary.epoch,
+        train=summary.train,
+        val=summary.val,
+        grad_norm=summary.grad_norm,
+        learning_rate=summary.lr,
+        rate_weight=config.training.rate_weight,
+        parameters=count,
+        trainable=sum(x.size for x in jax.tree.leaves(summary.state.params)),
+    )
+    atomic_write(summary.workdir / f"training_diagnostics_epoch_{summary.epoch}.txt", text)
+    if summary.epoch % ANALYSIS_EPOCHS == 0 or summary.epoch in (1, summary.epochs):
+        _write_analysis(config, task, splits, summary)
+
+
+def _write_analysis(
+    config: Any, task: FeatureCodecTask, splits: DataSplits, summary: EpochSummary
+) -> None:
+    """Rate, error and feature statistics of a few held-out frames."""
+    batch = next(iter(splits.validation()))
+    variables = variables_of(summary.state.params, summary.state.stats)
+    x = task._features(summary.frozen, batch)
+    out = jax.jit(task.codec.apply)(variables, x)
+    samples = [
+        {
+            "original": np.asarray(x[i]),
+            "restored": np.asarray(out["x_hat"][i]),
+            "bits": float(out["bits"][i].sum()),
+        }
+        for i in np.flatnonzero(batch["mask"])[: config.evaluation.pictures]
+    ]
+    weight = config.training.rate_weight
+    folder = summary.workdir / documents.level_analysis_folder(config.level, weight)
+    text = documents.level_analysis(
+        level=config.level, rate_weight=weight, epoch=summary.epoch, samples=samples
+    )
+    name = f"level_{config.level}_lambda_{weight:.2e}_epoch_{summary.epoch}_analysis.txt"
+    atomic_write(folder / name, text)
+
+
+def _export(config: Any, codec: Any, variables: Any, detector: Detector, path: Path) -> LevelCodec:
+    """Solves the quantiles, builds the integer tables and writes `codec.npz`; returns it as read."""
+    tables = table_lib.build_tables(codec, variables)
+    meta = {
+        "kind": "codec",
+        "level": config.level,
+        "model": {
+            "in_channels": codec.in_channels,
+            "n_hidden": codec.n_hidden,
+            "n_channels": codec.n_channels,
+            "stages": codec.stages,
+            "dtype": str(codec.dtype),
+        },
+        "rate_weight": config.training.rate_weight,
+        "loss": LOSS_CONVENTION,
+        "detector": config.detector.path or "shipped",
+        "detector_digest": detector.digest,
+        "seed": config.seed,
+    }
+    blob = np.frombuffer(table_lib.to_bytes(tables), np.uint8)
+    checkpoint.export_npz(path, {**variables, "tables": blob}, meta)
+    return LevelCodec(codec, variables, tables, meta)
+
+
+def level_coder(codec: LevelCodec) -> LevelCoder:
+    """A loaded codec as the evaluation needs it."""
+
+    def bits(variables: Any, x: Any) -> Any:
+        return codec.codec.apply(variables, x)["bits"].sum((1, 2))
+
+    channel_bits = jax.jit(bits)
+    return LevelCoder(
+        level=codec.level,
+        compress=codec.compress,
+        decompress=lambda blob: np.asarray(codec.decompress(blob)[codec.level]),
+        ideal_bits=lambda x: channel_bits(codec.variables, jnp.asarray(x)),
+        payload_bits=codecs.payload_bits,
+        scale=float(codec.variables["stats"]["scale"]),
+    )
+
+
+def _evaluate(
+    config: Any,
+    task: FeatureCodecTask,
+    detector: Detector,
+    images: DataSplits,
+    result: FitResult,
+    workdir: Path,
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    """Real bytes of every held-out frame, and detections before and after."""
+    variables = variables_of(result.state.params, result.state.stats)
+    variables = jax.tree.map(jnp.asarray, factorised.refresh_quantiles(variables))
+    codec = _export(config, task.codec, variables, detector, workdir / CODEC_FILE)
+    metrics, arrays = evaluate_level(
+        head=detector.head,
+        tail=detector.tail,
+        coder=level_coder(codec),
+        batches=images.validation(),
+        classes=detector.classes,
+        streams=workdir / "streams",
+        pictures=config.evaluation.pictures,
+        progress=progress,
+    )
+    temporary = workdir / ".evaluation.tmp.npz"
+    np.savez_compressed(temporary, **arrays)
+    os.replace(temporary, workdir / "evaluation.npz")
+    count = factorised.parameter_count(variables)
+    summary = documents.training_summary(
+        level=config.level,
+        config_name=config.model.name,
+        detection_checkpoint=config.detector.path or "shipped with jaxcomp",
+        rate_weight=config.training.rate_weight,
+        learning_rate=config.training.learning_rate,
+        batch_size=config.training.batch_size,
+        epochs=result.epochs,
+        best_validation_loss=result.best_loss,
+        in_channels=config.model.in_channels,
+        hidden_channels=config.model.n_hidden,
+        latent_channels=config.model.n_channels,
+        parameters=count,
+    )
+    atomic_write(workdir / "training_summary.txt", summary)
+    return {
+        "params": count,
+        "params_digest": checkpoint.tree_digest(result.state.params),
+        "detector_digest": detector.digest,
+        "loss_convention": LOSS_CONVENTION,
+        "feature_shape": [int(n) for n in arrays["original"].shape[1:]],
+        **metrics,
+    }

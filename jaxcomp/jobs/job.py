@@ -1,0 +1,34 @@
+"""What a workload hands to the main command: the task, its data and what follows training."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxcomp.train import FitResult
+from jaxcomp.types import DataSplits, PyTree, Task
+
+
+@dataclasses.dataclass(frozen=True)
+class Job:
+    """One run.
+
+    Attributes:
+      task: what the trainer optimises.
+      splits: the batches it sees.
+      callbacks: called with a `train.EpochSummary` after every epoch.
+      evaluate: `evaluate(result, workdir, progress) -> metrics` runs after training: it writes the
+        weights and whatever the report shows, and returns JSON values for `summary.json`.
+    """
+
+    task: Task
+    splits: DataSplits
+    callbacks: Sequence[Callable[..., None]]
+    evaluate: Callable[[FitResult, Path, Callable[[int], None]], Mapping[str, Any]]
+
+
+def variables_of(params: PyTree, stats: PyTree) -> dict[str, PyTree]:
+    """Flax variables from the two halves of a train state."""
+    return {"params": params, **stats}

@@ -1,0 +1,261 @@
+"""Ready-made objects from files: a split detector and a feature codec that makes bytes.
+
+These wrappers are conveniences for scripts and notebooks; all state is in plain arrays that they
+hold and never change.
+"""
+
+from __future__ import annotations
+
+import functools
+import glob
+import importlib.resources
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcomp import checkpoint, codecs
+from jaxcomp.codecs import tables as table_lib
+from jaxcomp.codecs.factorised import FactorisedCodec
+from jaxcomp.data.images import fit_image, read_image
+from jaxcomp.errors import CheckpointError, ShapeError
+from jaxcomp.models.faster_rcnn import SIZE_MULTIPLE, FasterRCNN
+from jaxcomp.models.fpn import LEVELS
+from jaxcomp.tasks.detect import detector_config
+
+SHIPPED_DETECTOR = "detector_scenes.npz"
+DETECTOR_FILE, CODEC_FILE = "detector.npz", "codec.npz"
+
+
+def find_file(path: str | os.PathLike[str], name: str) -> Path:
+    """The weights file that a path means: a file, a run directory, or a pattern matching one.
+
+    Args:
+      path: a file, a directory that holds `name`, or a glob pattern; of several matches the newest.
+      name: the file looked for in directories.
+
+    Raises:
+      CheckpointError: there is no such file.
+    """
+    matches = [Path(path)] if Path(path).exists() else [Path(p) for p in glob.glob(str(path))]
+    files = [m / name if m.is_dir() else m for m in matches]
+    files = sorted((f for f in files if f.is_file()), key=lambda f: f.stat().st_mtime)
+    if not files:
+        raise CheckpointError(
+            f"no weights at {str(path)!r}: give a .npz file, or a finished run directory that "
+            f"holds {name!r}"
+        )
+    return files[-1]
+
+
+def load_detector(path: str | os.PathLike[str] | None = None) -> Detector:
+    """A detector from weights; without a path the small one that ships with the package.
+
+    Args:
+      path: `detector.npz`, a run directory of `configs/detector.py`, or a pattern.
+
+    Raises:
+      CheckpointError: the file is missing, truncated or not a detector.
+    """
+    if not path:
+        with importlib.resources.as_file(
+            importlib.resources.files("jaxcomp") / "weights" / SHIPPED_DETECTOR
+        ) as shipped:
+            return _read_detector(Path(shipped))
+    return _read_detector(find_file(path, DETECTOR_FILE))
+
+
+def _read_kind(path: Path, kind: str) -> tuple[Any, dict[str, Any]]:
+    tree, meta = checkpoint.load_npz(path)
+    if meta.get("kind") != kind:
+        raise CheckpointError(
+            f"{str(path)!r} holds {meta.get('kind') or 'something else'!r}, a {kind} is needed"
+        )
+    return tree, meta
+
+
+def _read_detector(path: Path) -> Detector:
+    tree, meta = _read_kind(path, "detector")
+    model = FasterRCNN(detector_config(meta["model"]))
+    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+    size = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
+    wanted = jax.eval_shape(
+        functools.partial(model.init, train=True),
+        jax.random.key(0),
+        size,
+        jax.ShapeDtypeStruct((1, 2), jnp.float32),
+    )
+    checkpoint.check_same(
+        checkpoint.leaves_by_path(variables), checkpoint.leaves_by_path(wanted), path
+    )
+    return Detector(model, variables, meta)
+
+
+class Detector:
+    """Faster R-CNN cut at its pyramid: `detect_from_features(get_fpn_features(x)) == detect(x)`.
+
+    Attributes:
+      model: the network.
+      variables: its parameters and batch statistics.
+      meta: what is stored beside the weights (classes, image size, accuracy, command).
+      digest: SHA-256 of the variables.
+    """
+
+    def __init__(self, model: FasterRCNN, variables: Any, meta: Mapping[str, Any]):
+        """Wraps a network; use `load_detector` to read one."""
+        self.model = model
+        self.variables = variables
+        self.meta = dict(meta)
+        self.classes = tuple(meta["classes"])
+        self.digest = checkpoint.tree_digest(variables)
+        self._head = jax.jit(functools.partial(model.apply, method="features"))
+        self._tail = jax.jit(functools.partial(model.apply, method="detect"))
+
+    def prepare(self, image: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Brings any image to the network's size.
+
+        Args:
+          image: a path, or uint8 RGB [H, W, 3].
+
+        Returns:
+          (uint8 [1, height, width, 3], meta), where meta {"image_size", "scale",
+          "original_size"}, each [1, 2] (height, width), takes boxes back to the original.
+
+        Raises:
+          DataError: the file cannot be read as an image.
+        """
+        if isinstance(image, str | os.PathLike):
+            image = read_image(image)
+        fitted, meta = fit_image(np.asarray(image), self.meta["height"], self.meta["width"])
+        return fitted[None], {k: np.asarray(v, np.float32)[None] for k, v in meta.items()}
+
+    def get_fpn_features(self, image: Any) -> dict[str, jax.Array]:
+        """The pyramid {"p2", ..., "p6"}, each [B, H_l, W_l, C] float32.
+
+        Args:
+          image: a path or one uint8 image [H, W, 3] of any size (see `prepare`), or a batch
+            [B, H, W, 3] whose sides are multiples of 32, which is taken as it is.
+        """
+        if isinstance(image, str | os.PathLike) or np.ndim(image) == 3:
+            image, _ = self.prepare(image)
+        if np.ndim(image) != 4 or any(n % SIZE_MULTIPLE for n in np.shape(image)[1:3]):
+            raise ShapeError(
+                f"images have shape {np.shape(image)}; a batch [B, H, W, 3] with sides that are "
+                f"multiples of {SIZE_MULTIPLE} is needed (see Detector.prepare)"
+            )
+        return self._head(self.variables, image)
+
+    def detect_from_features(
+        self, features: Mapping[str, Any], meta: Mapping[str, Any] | None = None
+    ) -> dict[str, np.ndarray]:
+        """Detections from a (decompressed) pyramid; no pixels are needed.
+
+        Args:
+          features: {"p2", ..., "p6"}.
+          meta: from `prepare`; without it boxes are in network pixels.
+
+        Returns:
+          {"boxes" [B, D, 4], "scores" [B, D], "labels" [B, D], "valid" [B, D]}; boxes in pixels of
+          the original image if `meta` has its scale.
+
+        Raises:
+          ShapeError: a level is missing or has other channels than the network.
+        """
+        self._check(features)
+        levels = {name: jnp.asarray(features[name], jnp.float32) for name in LEVELS}
+        count = levels["p5"].shape[0]
+        padded = [[n * SIZE_MULTIPLE for n in levels["p5"].shape[1:3]]] * count
+        size = np.asarray((meta or {}).get("image_size", padded), np.float32)
+        found = {k: np.array(v) for k, v in self._tail(self.variables, levels, size).items()}
+        if meta is not None and "scale" in meta:
+            scale = np.asarray(meta["scale"], np.float32)
+            found["boxes"] /= np.concatenate([scale[:, ::-1]] * 2, 1)[:, None]
+        return found
+
+    def _check(self, features: Mapping[str, Any]) -> None:
+        channels = self.model.cfg.fpn_features
+        for name in LEVELS:
+            if name not in features:
+                raise ShapeError(f"features lack level {name!r}; the detector needs {LEVELS}")
+            shape = np.shape(features[name])
+            if len(shape) != 4 or shape[-1] != channels:
+                raise ShapeError(
+                    f"features[{name!r}] has shape {shape}; the detector needs "
+                    f"[B, H, W, {channels}]"
+                )
+
+    def detect(self, image: Any) -> dict[str, np.ndarray]:
+        """Detections of one image of any size (path or uint8 [H, W, 3]), in its own pixels."""
+        fitted, meta = self.prepare(image)
+        return self.detect_from_features(self.get_fpn_features(fitted), meta)
+
+    def head(self, image: Any) -> dict[str, jax.Array]:
+        """The pyramid of a batch, unchecked: the hot path of training and evaluation."""
+        return self._head(self.variables, image)
+
+    def tail(self, features: Mapping[str, Any], image_size: Any) -> dict[str, jax.Array]:
+        """Detections in network pixels, unchecked."""
+        return self._tail(self.variables, dict(features), image_size)
+
+
+def load_codec(path: str | os.PathLike[str]) -> LevelCodec:
+    """A trained codec from `codec.npz`, a run directory of `configs/fpn_level.py`, or a pattern.
+
+    Raises:
+      CheckpointError: the file is missing, truncated or not a codec.
+    """
+    path = find_file(path, CODEC_FILE)
+    tree, meta = _read_kind(path, "codec")
+    codec = FactorisedCodec(**meta["model"])
+    tables = table_lib.from_bytes(np.asarray(tree.pop("tables"), np.uint8).tobytes())
+    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+    return LevelCodec(codec, variables, tables, meta)
+
+
+class LevelCodec:
+    """A codec of one pyramid level with its integer tables: features to bytes and back.
+
+    Attributes:
+      codec, variables, tables: the model; see `jaxcomp.codecs`.
+      level: the feature key it was trained for, as in "p4".
+      meta: what is stored beside the weights (level, rate weight and its convention, detector).
+    """
+
+    def __init__(self, codec: FactorisedCodec, variables: Any, tables: Any, meta: Mapping[str, Any]):
+        """Wraps a model; use `load_codec` to read one."""
+        self.codec = codec
+        self.variables = variables
+        self.tables = tables
+        self.meta = dict(meta)
+        self.level = LEVELS[meta["level"]]
+
+    def compress(self, features: Any, meta: Mapping[str, Any] | None = None) -> bytes:
+        """The `.jxc` bytes of one frame.
+
+        Args:
+          features: [1, H, W, C], or a pyramid of which this codec's level is taken.
+          meta: small JSON values to carry along (image size, scale, class names).
+
+        Raises:
+          ShapeError: wrong channels or shape.
+          NonFiniteError: NaN or infinity in the features.
+        """
+        if isinstance(features, Mapping):
+            if self.level not in features:
+                raise ShapeError(f"features lack {self.level!r}, the level of this codec")
+            features = features[self.level]
+        return codecs.compress(
+            self.codec, self.variables, self.tables, {self.level: features}, meta
+        )
+
+    def decompress(self, blob: bytes) -> dict[str, jax.Array]:
+        """{level: [1, H, W, C] float32} from `.jxc` bytes.
+
+        Raises:
+          BitstreamError: truncated, corrupt, of another version or of another model.
+        """
+        return codecs.decompress(self.codec, self.variables, self.tables, blob)

@@ -1,0 +1,75 @@
+"""Train a workload and measure it: `python -m jaxcomp.main --config=configs/fpn_level.py`."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from jaxcomp import config as config_lib
+from jaxcomp.errors import JaxcompError
+
+HELP = """\
+Trains one workload, evaluates it with real bytes, and writes a report.
+
+  --config=FILE[:ARGS]     a file of configs/, with its typed arguments: fpn_level.py:level=0
+  --config.KEY=VALUE       changes one value: --config.training.rate_weight=5e-4 (fewer bits: larger)
+  --workdir=DIR            this run directory instead of a new one below checkpoints/
+  --mode=train|eval        eval: measure the trained state of --workdir again
+  --debug                  show the whole trace of an error
+
+Run the same command again after a crash or a kill: the run continues where it was.
+
+examples:
+  python -m jaxcomp.main --config=configs/fpn_level.py
+  python -m jaxcomp.main --config=configs/fpn_level.py:level=0 --config.training.epochs=5
+  python -m jaxcomp.main --config=configs/detector.py
+"""
+
+
+def parse(argv: Sequence[str]) -> tuple[str | None, list[str], argparse.Namespace]:
+    """(config file with arguments, overrides, other flags) of a command line."""
+    parser = argparse.ArgumentParser(
+        "python -m jaxcomp.main", usage=HELP, add_help=False, allow_abbrev=False
+    )
+    parser.add_argument("-h", "--help", action="store_true")
+    parser.add_argument("--workdir", default="")
+    parser.add_argument("--mode", choices=("train", "eval"), default="train")
+    parser.add_argument("--debug", action="store_true")
+    spec, overrides, rest = config_lib.split_argv(argv)
+    return spec, overrides, parser.parse_args(rest)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command; returns the exit status. Bad input is one line on stderr and status 1."""
+    started = time.time()
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    try:
+        spec, overrides, args = parse(argv)
+        if args.help or spec is None:
+            print(HELP, end="", file=sys.stdout if args.help else sys.stderr)
+            return 0 if args.help else 2
+        config = config_lib.load_config(spec, overrides)
+        run(config, argv, workdir=args.workdir, mode=args.mode, started=started)
+    except JaxcompError as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 128 + error.signum if hasattr(error, "signum") else 1
+    return 0
+
+
+def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: float) -> Any:
+    """Trains (or only evaluates) a validated config; returns the summary."""
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from jaxcomp.jobs import runner
+
+    return runner.run(config, argv, workdir=workdir, mode=mode, started=started)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,155 @@
+"""Task: train a codec for one level of a frozen detector's feature pyramid.
+
+    L = MSE(normalised features) + rate_weight * bits / (H_l * W_l)
+
+The weight is on the *rate*: a larger one gives fewer bits. Features are normalised by statistics of
+their level, so that a weight means the same on every level; the MSE is then relative to the
+variance of the features.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcomp.codecs import factorised
+from jaxcomp.codecs.factorised import FactorisedCodec
+from jaxcomp.errors import NonFiniteError, ShapeError
+from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree
+
+LOSS_CONVENTION = "mse + rate_weight * bits_per_position"
+
+
+def codec_from_config(config: Any) -> FactorisedCodec:
+    """The codec that a config's `model` section describes."""
+    return FactorisedCodec(
+        in_channels=config.in_channels,
+        n_hidden=config.n_hidden,
+        n_channels=config.n_channels,
+        stages=config.stages,
+        dtype=config.dtype,
+        straight_through=config.straight_through,
+    )
+
+
+def level_statistics(batches: Iterator[Array]) -> dict[str, np.ndarray]:
+    """Mean of each channel and one scale of a level's features.
+
+    One scale, not one for each channel: the channels keep their relative energies, so that a
+    nearly constant channel is not amplified into something to spend bits on.
+
+    Args:
+      batches: arrays [B, H, W, C].
+
+    Returns:
+      {"mean": [C] float32, "scale": [] float32, the root mean square of the centred features}.
+
+    Raises:
+      NonFiniteError: the features hold NaN or infinity.
+    """
+    count, total, square = 0, 0.0, 0.0
+    for batch in batches:
+        flat = np.asarray(batch, np.float64).reshape(-1, batch.shape[-1])
+        count += flat.shape[0]
+        total = total + flat.sum(0)
+        square = square + np.square(flat).sum(0)
+    mean = total / max(count, 1)
+    variance = np.maximum(square / max(count, 1) - mean**2, 0.0).mean()
+    if not np.isfinite(variance):
+        raise NonFiniteError("The detector's features hold NaN or infinity; check its weights.")
+    # Constant features have no scale; one leaves them as they are.
+    scale = np.sqrt(variance) if variance > 0 else 1.0
+    return {"mean": mean.astype(np.float32), "scale": np.float32(scale)}
+
+
+class FeatureCodecTask:
+    """Rate-distortion training of one codec on one pyramid level."""
+
+    def __init__(
+        self,
+        codec: FactorisedCodec,
+        rate_weight: float,
+        statistics: Mapping[str, np.ndarray],
+        *,
+        head: Callable[[PyTree, Array], Array] | None = None,
+        frozen: PyTree = None,
+    ):
+        """Describes the task.
+
+        Args:
+          codec: the model.
+          rate_weight: of bits per feature position, beside the mean squared error.
+          statistics: see `level_statistics`.
+          head: `head(frozen, image) -> [B, H, W, C]`, used when a batch has no "features".
+          frozen: the variables of `head`; never trained nor saved.
+        """
+        self.codec = codec
+        self.rate_weight = rate_weight
+        self.statistics = statistics
+        self.head = head
+        self.frozen = {} if frozen is None else frozen
+
+    def init(self, rng: Array, batch: Batch) -> tuple[PyTree, PyTree, PyTree]:
+        """Random parameters; the level's statistics go into the stats."""
+        x = jnp.asarray(self._features(self.frozen, batch)[:1])
+        if x.shape[-1] != self.codec.in_channels:
+            raise ShapeError(
+                f"the detector's features have {x.shape[-1]} channels, the codec takes "
+                f"config.model.in_channels={self.codec.in_channels}; make them equal"
+            )
+        variables = jax.jit(self.codec.init)(rng, x)
+        variables = factorised.with_statistics(variables, **self.statistics)
+        return variables["params"], {"stats": variables["stats"]}, self.frozen
+
+    def _features(self, frozen: PyTree, batch: Batch) -> Array:
+        if "features" in batch:
+            return jnp.asarray(batch["features"], jnp.float32)
+        assert self.head is not None
+        return jax.lax.stop_gradient(self.head(frozen, batch["image"]))
+
+    def terms(self, variables: PyTree, x: Array, rng: Array | None, train: bool) -> dict[str, Array]:
+        """Distortion and rate of each row, [B]; `mse` in feature units, `distortion` normalised."""
+        out = self.codec.apply(variables, x, rng, train)
+        error = jnp.square(x - out["x_hat"]).mean((1, 2, 3))
+        positions = x.shape[1] * x.shape[2]
+        bpp = out["bits"].sum((1, 2, 3)) / positions
+        distortion = error / jnp.square(variables["stats"]["scale"])
+        return {
+            "loss": distortion + self.rate_weight * bpp,
+            "mse": error,
+            "distortion": distortion,
+            "bpp": bpp,
+            "rate_loss": self.rate_weight * bpp,
+        }
+
+    def loss(
+        self, params: PyTree, stats: PyTree, frozen: PyTree, batch: Batch, rng: Array, step: Array
+    ) -> tuple[Array, LossAux]:
+        """Mean of the rows' losses; noise stands for rounding."""
+        del step
+        x = self._features(frozen, batch)
+        terms = self.terms({"params": params, **stats}, x, rng, train=True)
+        means = {name: value.mean() for name, value in terms.items()}
+        metrics = {k: v for k, v in means.items() if k != "loss"}
+        metrics["feature_max"] = jnp.abs(x).max()
+        return means["loss"], LossAux(metrics=metrics, stats=stats)
+
+    def eval_loss(self, params: PyTree, stats: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
+        """The same terms with rounded latents, as sums over real rows."""
+        x = self._features(frozen, batch)
+        terms = self.terms({"params": params, **stats}, x, None, train=False)
+        mask = jnp.asarray(batch["mask"])
+        return {k: (v * mask).sum() for k, v in terms.items()} | {"count": mask.sum()}
+
+    def after_update(self, params: PyTree, stats: PyTree, step: Array) -> PyTree:
+        """Nothing moves after the update."""
+        del params, step
+        return stats
+
+    def update_mask(self, params: PyTree, step: Array) -> PyTree | None:
+        """Everything trains."""
+        del params, step
