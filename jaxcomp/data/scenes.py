@@ -1,0 +1,187 @@
+"""The embedded data set `scenes`: a procedural KITTI with images, labels, calibration and lidar.
+
+A TFDS builder (array_record files, no TensorFlow) for each setting. Command line:
+
+    python -m jaxcomp.data.scenes --contact-sheet docs/images/scenes.png
+    python -m jaxcomp.data.scenes --export-kitti FOLDER --split validation
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import io
+import logging
+import os
+import warnings
+
+import numpy as np
+import tqdm
+from etils import epath
+
+from jaxcomp.data import scenes_frame, scenes_worker
+from jaxcomp.errors import DataError
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore")
+    import tensorflow_datasets as tfds
+
+_BATCH_OF_OBJECTS = {
+    "type": lambda: tfds.features.Text(),
+    "truncated": lambda: np.float32,
+    "occluded": lambda: np.int32,
+    "alpha": lambda: np.float32,
+    "box": lambda: tfds.features.Tensor(shape=(4,), dtype=np.float32),
+    "dimensions": lambda: tfds.features.Tensor(shape=(3,), dtype=np.float32),
+    "location": lambda: tfds.features.Tensor(shape=(3,), dtype=np.float32),
+    "rotation_y": lambda: np.float32,
+    "visible": lambda: np.float32,
+    "difficulty": lambda: np.int32,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class ScenesSettings(scenes_frame.SceneSettings):
+    """Settings of the data set: those of a frame, and how many frames each split has."""
+
+    train_size: int = 600
+    val_size: int = 150
+
+    def name(self) -> str:
+        """A builder-config name that no other setting shares."""
+        return (
+            f"t{self.train_size}_v{self.val_size}_{self.height}x{self.width}_s{self.seed}"
+            f"_l{self.beams}x{self.azimuths}_r{scenes_frame.RENDERER_VERSION.replace('.', '')}"
+        )
+
+    def frame(self) -> scenes_frame.SceneSettings:
+        """The part that defines a frame."""
+        fields = dataclasses.fields(scenes_frame.SceneSettings)
+        return scenes_frame.SceneSettings(**{f.name: getattr(self, f.name) for f in fields})
+
+
+@dataclasses.dataclass
+class ScenesConfig(tfds.core.BuilderConfig):
+    """TFDS's view of `ScenesSettings`."""
+
+    settings: ScenesSettings = ScenesSettings()
+    workers: int = 1  # speed only: never part of the name
+
+
+class Scenes(tfds.core.GeneratorBasedBuilder):
+    """Procedural street scenes in KITTI's form."""
+
+    VERSION = tfds.core.Version(scenes_frame.RENDERER_VERSION)
+    # TFDS 4.9.10 looks for its code with importlib_resources, which it does not require.
+    code_path = epath.Path(__file__)
+
+    def _info(self) -> tfds.core.DatasetInfo:
+        size = (self.builder_config.settings.height, self.builder_config.settings.width, 3)
+        matrix = functools.partial(tfds.features.Tensor, dtype=np.float32)
+        features = tfds.features.FeaturesDict(
+            {
+                "index": np.int64,
+                "image": tfds.features.Image(shape=size, encoding_format="png"),
+                "calib": {
+                    "p2": matrix(shape=(3, 4)),
+                    "r0_rect": matrix(shape=(3, 3)),
+                    "tr_velo_to_cam": matrix(shape=(3, 4)),
+                },
+                "lidar": matrix(shape=(None, 4), encoding="bytes"),
+                "objects": tfds.features.Sequence({k: v() for k, v in _BATCH_OF_OBJECTS.items()}),
+            }
+        )
+        return tfds.core.DatasetInfo(
+            builder=self, features=features, description=__doc__, disable_shuffling=True
+        )
+
+    def _split_generators(self, dl_manager):
+        settings = self.builder_config.settings
+        return {
+            "train": self._generate_examples("train", settings.train_size),
+            "validation": self._generate_examples("validation", settings.val_size),
+        }
+
+    def _generate_examples(self, split: str, size: int):
+        config = self.builder_config
+        frames = scenes_worker.examples(config.settings.frame(), split, size, config.workers)
+        yield from tqdm.tqdm(frames, f"scenes {split}", size, leave=False, unit="frame")
+
+
+def scenes_builder(
+    settings: ScenesSettings, data_dir: str | None = None, workers: int = 1
+) -> Scenes:
+    """The builder of one setting; nothing is generated yet."""
+    config = ScenesConfig(name=settings.name(), settings=settings, workers=workers)
+    return Scenes(data_dir=data_dir, config=config, file_format="array_record")
+
+
+def prepare_scenes(
+    settings: ScenesSettings, data_dir: str | None = None, workers: int = 1
+) -> Scenes:
+    """The builder of one setting, generated if its folder does not exist yet.
+
+    TFDS writes into a folder of another name and renames it when all is written, so a generation
+    that is killed leaves nothing that looks complete.
+
+    Raises:
+      DataError: the sizes make no data set, or the folder cannot be written.
+    """
+    if settings.train_size < 1 or settings.val_size < 1:
+        raise DataError(
+            f"scenes: train_size={settings.train_size}, val_size={settings.val_size}: both splits "
+            "need at least one frame; raise data.train_size and data.val_size"
+        )
+    try:
+        with _quiet():
+            builder = scenes_builder(settings, data_dir, workers)
+            builder.download_and_prepare()
+    except OSError as error:
+        where = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
+        raise DataError(
+            f"scenes: cannot write below {where} ({error}); set data.dir or TFDS_DATA_DIR to a "
+            "folder with write permission and free space"
+        ) from error
+    return builder
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Mutes TFDS's prints, log lines and nested bars; `_generate_examples` shows one bar itself."""
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+        logging.disable(before)
+
+
+def detection_source(builder: Scenes, split: str):
+    """Records with labels and calibration; image and lidar stay undecoded bytes.
+
+    Raises:
+      DataError: the files of the builder cannot be read.
+    """
+    # PartialDecoding would say it better, but data sources do not take it (TFDS 4.9.10).
+    skip = tfds.decode.SkipDecoding()
+    return _source(builder, split, {"image": skip, "lidar": skip})
+
+
+def full_source(builder: Scenes, split: str):
+    """Complete records: image uint8 [H, W, 3], objects, calib, lidar float32 [P, 4]."""
+    return _source(builder, split, None)
+
+
+def _source(builder: Scenes, split: str, decoders):
+    try:
+        with _quiet():
+            return builder.as_data_source(split, decoders=decoders)
+    except Exception as error:
+        raise DataError(
+            f"{builder.data_dir}: cannot read the split {split!r} ({error}); "
+            "delete that folder to generate it again"
+        ) from error
