@@ -59,7 +59,9 @@ def print_table(records: Sequence[dict[str, Any]]) -> None:
     rows = [head] + [[_text(r[key]) for key in head] for r in records]
     widths = [max(len(row[i]) for row in rows) for i in range(len(head))]
     for row in rows:
-        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+        print(
+            "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip()
+        )
 
 
 def write_json(path: str, records: Sequence[dict[str, Any]]) -> None:

@@ -11,6 +11,7 @@ channels-last layout, its fastest here. The goal is a ratio of at most 1.
 from __future__ import annotations
 
 import importlib.util
+import itertools
 import json
 import os
 import resource
@@ -38,7 +39,9 @@ def main() -> None:
     if args.worker:
         return serve(**json.loads(args.worker))
     if importlib.util.find_spec("torch") is None:
-        sys.exit("train_step: PyTorch is not installed (pip install torch); nothing to compare with")
+        sys.exit(
+            "train_step: PyTorch is not installed (pip install torch); nothing to compare with"
+        )
     records = []
     for level in args.levels.split(","):
         shape = (args.batch, *LEVELS[level], 256)
@@ -55,7 +58,9 @@ def compare(level: str, shape: tuple[int, ...], threads: int, repeats: int) -> l
     name = f"{level} {list(shape)}"
     return [
         common.record(f"{name} step", ours, "s", peer="torch", peer_value=theirs, goal=1.0),
-        common.record(f"{name} peak", our_peak, "MB", peer="torch", peer_value=their_peak, goal=1.0),
+        common.record(
+            f"{name} peak", our_peak, "MB", peer="torch", peer_value=their_peak, goal=1.0
+        ),
         common.record(f"{name} first step", our_first, "s", peer="torch", peer_value=their_first),
     ]
 
@@ -181,7 +186,7 @@ def _torch_codec(torch, channels: int, hidden: int = 128, latent: int = 192):
             super().__init__()
             sizes = (1, 3, 3, 3, 3, 1)
             self.matrices = nn.ParameterList(
-                torch.full((latent, o, i), -1.0) for i, o in zip(sizes[:-1], sizes[1:], strict=True)
+                torch.full((latent, o, i), -1.0) for i, o in itertools.pairwise(sizes)
             )
             self.biases = nn.ParameterList(torch.rand(latent, o, 1) - 0.5 for o in sizes[1:])
             self.factors = nn.ParameterList(torch.zeros(latent, o, 1) for o in sizes[1:-1])

@@ -32,7 +32,9 @@ def _loop_up(x, k):
     out = np.zeros((batch, 2 * height + 4, 2 * width + 4, k.shape[3]))
     for i in range(height):
         for j in range(width):
-            out[:, 2 * i : 2 * i + 5, 2 * j : 2 * j + 5] += np.einsum("bc,klcm->bklm", x[:, i, j], k)
+            out[:, 2 * i : 2 * i + 5, 2 * j : 2 * j + 5] += np.einsum(
+                "bc,klcm->bklm", x[:, i, j], k
+            )
     return out[:, 2 : 2 + 2 * height, 2 : 2 + 2 * width]
 
 

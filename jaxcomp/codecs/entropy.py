@@ -6,8 +6,8 @@ of layer sizes 1-3-3-3-3-1 per channel:
     x <- softplus(H) x + b,   then   x <- x + tanh(a) * tanh(x)   after all layers but the last.
 
 A latent y quantised with a window of width one has the probability c(y + 1/2) - c(y - 1/2). It is
-computed in float32 on the side of zero where both sigmoids are small (the "sign trick"), which keeps
-its relative accuracy in both tails, and is bounded below by 1e-9 so that its logarithm is finite.
+computed in float32 on the side of zero where both sigmoids are small (the "sign trick"), which
+keeps its relative accuracy in both tails, and bounded below by 1e-9 so that its log is finite.
 
 The rate needs no quantiles. They matter for coding: the median is the centre of the rounding grid,
 and the tails say how long a table must be. Instead of training them beside the network (an
@@ -17,6 +17,7 @@ auxiliary loss with its own optimiser) they are solved from the density by bisec
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 from collections.abc import Mapping
 
@@ -72,7 +73,7 @@ def probability(params: Mapping[str, Array], y: Array) -> Array:
     y = y.astype(jnp.float32)
     lower = cumulative_logits(params, y - 0.5)
     upper = cumulative_logits(params, y + 0.5)
-    # Both arguments are flipped to the negative side. A plain sign() would give p = 0 at lower = -upper.
+    # Both arguments are flipped to the negative side. (A plain sign() gives p = 0 at l = -u.)
     flip = jax.lax.stop_gradient(jnp.where(lower + upper > 0, -1.0, 1.0))
     return jnp.abs(jax.nn.sigmoid(flip * upper) - jax.nn.sigmoid(flip * lower))
 
@@ -129,9 +130,10 @@ class FactorisedPrior(nn.Module):
     channels: int
 
     def setup(self) -> None:
+        """Creates the density's parameters and the quantiles."""
         scale = INIT_SCALE ** (1 / LAYERS)
         density = {}
-        for i, (wide_in, wide_out) in enumerate(zip(FILTERS[:-1], FILTERS[1:], strict=True)):
+        for i, (wide_in, wide_out) in enumerate(itertools.pairwise(FILTERS)):
             value = math.log(math.expm1(1 / (scale * wide_out)))
             density[f"matrix_{i}"] = self.param(
                 f"matrix_{i}", nn.initializers.constant(value), (self.channels, wide_out, wide_in)

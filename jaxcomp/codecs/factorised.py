@@ -1,10 +1,13 @@
 """A feature codec with a fully factorised prior.
 
-    x [B,H,W,C] ─ normalise ─ pad ─ analysis ─► y [B,h,w,M] ─┬─ + U(-½,½) ──► bits      (training)
-                                                             ├─ noise or straight-through round ─┐
-                                                             └─ round around the median ─► bits  │
-                                                                                │    (evaluation)│
-    x̂ [B,H,W,C] ◄─ denormalise ◄─ crop ◄─ synthesis ◄───────────────────────────┴────────────────┘
+    x [B,H,W,C] ─ normalise ─ pad ─ analysis ─► y [B,h,w,M]
+                                                │
+              training                          │                evaluation
+      ┌─────────────┴──────────────┐            │       ┌────────────┴────────────┐
+    y + U(-½,½) ─► bits    noise or rounded     │     round around median ─► bits │
+                           (straight-through)   │                                 │
+                                   └────────────┴────────────────┬────────────────┘
+    x̂ [B,H,W,C] ◄─ denormalise ◄─ crop ◄─ synthesis ◄────────────┘
 
     coded:  round(y - median) ─► integers ─► rANS with tables ─► bytes   (see `tables`, `rans`)
 
@@ -53,6 +56,7 @@ class FactorisedCodec(nn.Module):
     straight_through: bool = False
 
     def setup(self) -> None:
+        """Creates both transforms, the prior and the feature statistics."""
         dtype = jnp.dtype(self.dtype)
         self.analysis = Transform(self.n_hidden, self.n_channels, self.stages, False, dtype)
         self.synthesis = Transform(self.n_hidden, self.in_channels, self.stages, True, dtype)
@@ -128,7 +132,9 @@ def check_features(x: Array, channels: int, name: str = "features") -> None:
     if len(shape) != 4 or shape[-1] != channels or 0 in shape:
         raise ShapeError(f"{name} has shape {shape}; this codec takes [B, H, W, {channels}]")
     if not jnp.issubdtype(x.dtype, jnp.floating):
-        raise ShapeError(f"{name} has dtype {x.dtype}; features are floating point, cast them first")
+        raise ShapeError(
+            f"{name} has dtype {x.dtype}; features are floating point, cast them first"
+        )
 
 
 def with_statistics(variables: Mapping[str, Any], mean: Array, scale: Array | float) -> dict:

@@ -80,7 +80,7 @@ class Transform(nn.Module):
 
 
 def macs(in_channels: int, hidden: int, features: int, stages: int, size: tuple[int, int]) -> int:
-    """Multiply-accumulates of one analysis (equally: synthesis) of an [H, W, C] map, GDN included."""
+    """Multiply-accumulates of one analysis (or synthesis) of an [H, W, C] map, with GDN."""
     total, channels = 0, in_channels
     height, width = size
     for i in range(stages):

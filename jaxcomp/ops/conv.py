@@ -13,8 +13,8 @@ So `conv5s2` is `downsample` with (`upsample`, `correlate`) as its backward pass
 
 Only `upsample` has a form that differs between backends. XLA's CPU backend does not exploit the
 zeros of an lhs-dilated convolution (4 times the arithmetic), and worse, differentiates it into one
-whose weight gradient is 20 times slower. There each of the four output phases (even/odd row, even/odd
-column) is a dense stride-1 convolution with the taps that reach it (Shi et al., 2016,
+whose weight gradient is 20 times slower. There each of the four output phases (even or odd row,
+even or odd column) is a dense stride-1 convolution with the taps that reach it (Shi et al., 2016,
 arXiv:1609.07009). GPU and TPU libraries know transposed convolutions, and get the plain form.
 """
 
@@ -92,7 +92,9 @@ def correlate(x: Array, y: Array) -> Array:
     Written as one convolution with the batch as its channels: on CPU up to twice as fast as what
     differentiating `downsample` gives.
     """
-    pads = tuple((2, 2 * small + 1 - large) for large, small in zip(x.shape[1:3], y.shape[1:3], strict=True))
+    pads = tuple(
+        (2, 2 * small + 1 - large) for large, small in zip(x.shape[1:3], y.shape[1:3], strict=True)
+    )
     return lax.conv_general_dilated(
         x, y, (1, 1), pads, rhs_dilation=(2, 2), dimension_numbers=("CHWN", "IHWO", "HWNC")
     )

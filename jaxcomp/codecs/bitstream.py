@@ -1,0 +1,224 @@
+"""The `.jxc` container: coded feature maps, the identity of their tables, and optional metadata.
+
+    file   = "JXC" version | digest (8) | flags | [metadata chunk] | chunk ...
+    chunk  = name | H W | shape byte | payload length | CRC-32 (4) | payload
+
+docs/bitstream.md specifies every byte. The checksum of a chunk covers the file header, the chunk's
+own header and its payload, so nothing that decides how to decode is left unprotected.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import struct
+import zlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from jaxcomp.codecs.rans import MAX_LANES, read_varint, write_varint
+from jaxcomp.errors import (
+    BitstreamError,
+    CorruptStreamError,
+    StreamTooLargeError,
+    TableMismatchError,
+    TruncatedStreamError,
+    VersionError,
+)
+
+MAGIC, VERSION = b"JXC", 1
+KINDS = {"factorised": 0}
+MAX_SYMBOLS = 1 << 28  # of one stream; half a gigabyte of latents, checked before allocating
+_META = 0x08  # flag bit; the codec kind is in bits 0-2, the number of streams above bit 3
+_MAX_STREAMS = 15
+
+
+@dataclasses.dataclass(frozen=True)
+class Stream:
+    """One coded feature map.
+
+    Attributes:
+      name: which map ("p3"); at most 255 bytes of UTF-8, may be empty.
+      shape: (H, W) of the features.
+      stages: the latents are ceil(H / 2^stages) x ceil(W / 2^stages).
+      lanes: of the rANS coder, a power of two.
+      payload: what `rans.encode` returned.
+    """
+
+    name: str
+    shape: tuple[int, int]
+    stages: int
+    lanes: int
+    payload: bytes
+
+    @property
+    def latent_shape(self) -> tuple[int, int]:
+        """(h, w) of the latents."""
+        height, width = (-(-n // 2**self.stages) for n in self.shape)
+        return height, width
+
+
+@dataclasses.dataclass(frozen=True)
+class Container:
+    """A parsed file.
+
+    Attributes:
+      kind: the codec, a key of `KINDS`.
+      digest: 64-bit digest of the tables.
+      streams: the coded maps in order.
+      meta: JSON metadata, None if there is none.
+      header_bytes: everything that is not payload or metadata.
+    """
+
+    kind: str
+    digest: int
+    streams: tuple[Stream, ...]
+    meta: Any = None
+    header_bytes: int = 0
+
+
+def write(kind: str, digest: int, streams: Sequence[Stream], meta: Mapping | None = None) -> bytes:
+    """Packs streams into one file.
+
+    Args:
+      kind: a key of `KINDS`.
+      digest: `CdfTables.digest`.
+      streams: 1 to 15 of them.
+      meta: anything JSON can hold (image size, scale, class names), or None.
+
+    Returns:
+      The bytes of the `.jxc` file.
+    """
+    if not 1 <= len(streams) <= _MAX_STREAMS:
+        raise BitstreamError(f"{len(streams)} streams; a file holds 1 to {_MAX_STREAMS}")
+    flags = KINDS[kind] | (_META if meta is not None else 0) | len(streams) << 4
+    head = MAGIC + bytes([VERSION]) + struct.pack("<QB", digest, flags)
+    parts = [head]
+    if meta is not None:
+        text = json.dumps(meta, separators=(",", ":")).encode()
+        parts.append(_chunk(head, b"", text))
+    parts += [_chunk(head, _stream_header(stream), stream.payload) for stream in streams]
+    return b"".join(parts)
+
+
+def read(
+    blob: bytes, *, digest: int | None = None, channels: int = 1, max_symbols: int = MAX_SYMBOLS
+) -> Container:
+    """Parses and checks a file.
+
+    Args:
+      blob: its bytes.
+      digest: of the tables that will decode it; None to look at any file.
+      channels: M, to compute the number of symbols that a stream announces.
+      max_symbols: the most symbols a stream may announce.
+
+    Returns:
+      The container. Nothing is allocated in proportion to announced sizes.
+
+    Raises:
+      VersionError: not a `.jxc` file, or of a version or codec kind this reader does not know.
+      TruncatedStreamError: the file ends early.
+      CorruptStreamError: a checksum or field is wrong, or bytes follow the last chunk.
+      TableMismatchError: coded with other tables.
+      StreamTooLargeError: a stream announces more than `max_symbols`.
+    """
+    head, kind, coded_with, count, has_meta = _read_head(blob)
+    position, meta, streams, payloads = len(head), None, [], 0
+    if has_meta:
+        body, position = _read_chunk(blob, head, position, position)
+        meta, payloads = _parse_meta(body), len(body)
+    for _ in range(count):
+        start = position
+        name, shape, stages, lanes, position = _read_stream_header(blob, position)
+        payload, position = _read_chunk(blob, head, start, position)
+        stream = Stream(name, shape, stages, lanes, payload)
+        height, width = stream.latent_shape
+        if height * width * channels > max_symbols:
+            raise StreamTooLargeError(
+                f"stream {name!r} announces {height}x{width}x{channels} symbols, more than the "
+                f"limit of {max_symbols}; raise max_symbols if the file is trusted"
+            )
+        streams.append(stream)
+        payloads += len(payload)
+    if position != len(blob):
+        raise CorruptStreamError(f"{len(blob) - position} bytes follow the last stream")
+    if digest is not None and digest != coded_with:
+        raise TableMismatchError(
+            f"the stream was coded with tables {coded_with:016x}, these are {digest:016x}; "
+            "use the checkpoint it was made with"
+        )
+    return Container(kind, coded_with, tuple(streams), meta, len(blob) - payloads)
+
+
+def _read_head(blob: bytes) -> tuple[bytes, str, int, int, bool]:
+    """(header bytes, kind, digest, number of streams, has metadata)."""
+    if blob[:3] != MAGIC[: len(blob)]:
+        raise VersionError(f"the file begins with {bytes(blob[:3])!r}, not {MAGIC!r}: not .jxc")
+    if len(blob) > 3 and blob[3] != VERSION:
+        raise VersionError(f"version {blob[3]} of the .jxc format; this reader knows {VERSION}")
+    if len(blob) < 13:
+        raise TruncatedStreamError(f"{len(blob)} bytes are less than the file header of 13")
+    digest, flags = struct.unpack_from("<QB", blob, 4)
+    kinds = {number: name for name, number in KINDS.items()}
+    if flags & 7 not in kinds:
+        raise VersionError(f"codec kind {flags & 7}; this reader knows {KINDS}")
+    if not flags >> 4:
+        raise CorruptStreamError("the header announces no stream")
+    return bytes(blob[:13]), kinds[flags & 7], digest, flags >> 4, bool(flags & _META)
+
+
+def _stream_header(stream: Stream) -> bytes:
+    name = stream.name.encode()
+    if len(name) > 255 or not 0 <= stream.stages < 16 or min(stream.shape) < 1:
+        raise BitstreamError(f"stream {stream.name!r}: name, stages or shape out of range")
+    shape = write_varint(stream.shape[0]) + write_varint(stream.shape[1])
+    packed = stream.stages << 4 | stream.lanes.bit_length() - 1
+    return bytes([len(name)]) + name + shape + bytes([packed])
+
+
+def _read_stream_header(blob: bytes, position: int) -> tuple[str, tuple[int, int], int, int, int]:
+    """(name, shape, stages, lanes, position behind)."""
+    if position >= len(blob):
+        raise TruncatedStreamError(f"the file ends at byte {position}, before its last stream")
+    end = position + 1 + blob[position]
+    try:
+        name = bytes(blob[position + 1 : end]).decode()
+    except UnicodeDecodeError as error:
+        raise CorruptStreamError(f"the stream name at byte {position} is not UTF-8") from error
+    height, position = read_varint(blob, end)
+    width, position = read_varint(blob, position)
+    if position >= len(blob):
+        raise TruncatedStreamError(f"the file ends inside the header of stream {name!r}")
+    stages, lanes = blob[position] >> 4, 1 << (blob[position] & 15)
+    if min(height, width) < 1 or lanes > MAX_LANES:
+        raise CorruptStreamError(f"stream {name!r}: shape {height}x{width}, {lanes} lanes")
+    return name, (height, width), stages, lanes, position + 1
+
+
+def _chunk(head: bytes, own: bytes, body: bytes) -> bytes:
+    own = own + write_varint(len(body))
+    return own + struct.pack("<I", _checksum(head, own, body)) + body
+
+
+def _read_chunk(blob: bytes, head: bytes, start: int, position: int) -> tuple[bytes, int]:
+    """(body, position behind) of the chunk whose header began at `start`."""
+    size, position = read_varint(blob, position)
+    own, body = blob[start:position], bytes(blob[position + 4 : position + 4 + size])
+    if len(blob) < position + 4 + size:
+        raise TruncatedStreamError(
+            f"a chunk of {size} bytes begins at byte {position + 4}; the file has {len(blob)}"
+        )
+    if struct.unpack_from("<I", blob, position)[0] != _checksum(head, own, body):
+        raise CorruptStreamError(f"the checksum of the chunk at byte {start} is wrong")
+    return body, position + 4 + size
+
+
+def _checksum(head: bytes, own: bytes, body: bytes) -> int:
+    return zlib.crc32(body, zlib.crc32(own, zlib.crc32(head)))
+
+
+def _parse_meta(body: bytes) -> Any:
+    try:
+        return json.loads(body)
+    except ValueError as error:
+        raise CorruptStreamError("the metadata are not JSON") from error
