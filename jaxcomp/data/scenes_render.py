@@ -84,7 +84,7 @@ def render(world: World, camera: Camera, rng: np.random.Generator) -> Rendering:
     outlines: dict[int, tuple[np.ndarray, list]] = {}
     for thing in sorted(world.things, key=_far_first):
         pixels, colours = _shade(thing, world.light, camera)
-        flat = (pixels.reshape(len(pixels), -1)).tolist()
+        flat = _flat(pixels)
         number = numbers.get(id(thing), 0)
         if number:
             outlines[number] = (pixels, flat)
@@ -92,6 +92,11 @@ def render(world: World, camera: Camera, rng: np.random.Generator) -> Rendering:
             draw.polygon(outline, fill=(*colour, number))
     boxes, visible = _measure(np.asarray(canvas)[..., 3], outlines, len(objects))
     return Rendering(_develop(canvas, world.light, camera, rng), boxes, visible)
+
+
+def _flat(pixels: np.ndarray) -> list:
+    """[F, V, 2] corners as one flat list of numbers for each polygon."""
+    return pixels.reshape(len(pixels), 2 * pixels.shape[1]).tolist()
 
 
 def _far_first(thing: Thing) -> tuple[bool, float]:
@@ -129,7 +134,7 @@ def _canvas(background: np.ndarray, world: World, camera: Camera) -> Image.Image
         rise = (points[..., 1] - CAMERA_HEIGHT) / sun[1]
         ground = points - rise[..., None] * sun
         ground = ground[ground[..., 2].min(1) > 1.0]
-        for outline in project(ground, camera).reshape(len(ground), -1).tolist():
+        for outline in _flat(project(ground, camera)):
             draw.polygon(outline, fill=255)
     depth = 0.75 * world.light.direct / (world.light.direct + world.light.ambient)
     shadow = np.asarray(mask, np.float32)[..., None] * np.float32(depth / 255)
@@ -249,7 +254,7 @@ def _measure(numbers: np.ndarray, outlines: dict, count: int) -> tuple[np.ndarra
             continue
         alone = Image.new("1", (int(x1 - x0), int(y1 - y0)))
         draw = ImageDraw.Draw(alone)
-        for outline in (pixels - (x0, y0)).reshape(len(pixels), -1).tolist():
+        for outline in _flat(pixels - (x0, y0)):
             draw.polygon(outline, fill=1)
         total = int(np.count_nonzero(np.asarray(alone)))
         visible[number - 1] = min(1.0, seen[number] / total) if total else 0.0
