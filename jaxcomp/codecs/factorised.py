@@ -11,8 +11,8 @@
 
     coded:  round(y - median) ─► integers ─► rANS with tables ─► bytes   (see `tables`, `rans`)
 
-Variables: `params` {analysis, synthesis, prior} are trained. `stats` are not: `mean` [C] and `scale`
-[] of the features, and the prior's `quantiles`. Set the first two from data with `with_statistics`.
+Variables: `params` {analysis, synthesis, prior} are trained. `stats` are not: `mean` [C] and
+`scale` [] of the features, set from data with `with_statistics`, and the prior's `quantiles`.
 """
 
 from __future__ import annotations

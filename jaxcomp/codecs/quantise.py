@@ -1,8 +1,8 @@
 """Rounding and its stand-ins in training: one function per meaning.
 
-    training, rate       y + U(-1/2, 1/2)            `quantise_noise`   (Balle et al. 2017, eq. 9)
-    training, decoder    round, gradient of identity `quantise_ste`     (Theis et al. 2017, sec. 2.1)
-    evaluation, coding   round(y - median) + median  `quantise_round`   (CompressAI convention)
+    training, rate       y + U(-1/2, 1/2)             `quantise_noise`  (Balle 2017, eq. 9)
+    training, decoder    round, gradient of identity  `quantise_ste`    (Theis 2017, sec. 2.1)
+    evaluation, coding   round(y - median) + median   `quantise_round`  (CompressAI convention)
 
 Halves go to the even integer, as in numpy and PyTorch. The noise ignores the median: a uniform
 window of width one is the same whichever grid it stands for.

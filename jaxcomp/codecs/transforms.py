@@ -72,10 +72,8 @@ class Transform(nn.Module):
             last = i == self.stages - 1
             width = self.features if last else self.hidden
             x = Conv(width, self.transpose, self.dtype, name=f"conv_{i}")(x)
-            self.sow("intermediates", f"conv_{i}", x)
             if not last:
                 x = GDN(self.transpose, name=f"gdn_{i}")(x)
-                self.sow("intermediates", f"gdn_{i}", x)
         return x
 
 
