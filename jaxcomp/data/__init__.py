@@ -1,7 +1,7 @@
 """Data sets and the input pipeline: name a data set in `config.data.name`, get `DataSplits`.
 
-Each entry of `DATASETS` is a function `(config, batch_size) -> DataSplits`. The functions import what
-they need when called, so importing this package stays cheap.
+Each entry of `DATASETS` is a function `(config, batch_size) -> DataSplits`. The functions import
+what they need when called, so importing this package stays cheap.
 """
 
 from __future__ import annotations

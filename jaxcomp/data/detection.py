@@ -1,4 +1,4 @@
-"""Detection batches from KITTI-style records: images, padded boxes, what counts and what does not."""
+"""Detection batches from KITTI-style records: images, padded boxes, what counts and what not."""
 
 from __future__ import annotations
 
@@ -84,7 +84,8 @@ def decode_image(data: bytes, where: str) -> np.ndarray:
             return images.to_rgb(image)
     except (OSError, ValueError, SyntaxError) as error:
         raise DataError(
-            f"{where}: the image does not decode ({error}); delete the data set's folder to make it again"
+            f"{where}: the image does not decode ({error}); delete the data set's folder "
+            "to make it again"
         ) from error
 
 

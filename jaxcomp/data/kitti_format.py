@@ -1,8 +1,8 @@
 """KITTI object labels and calibrations as text: parse, check, format.
 
-Columns follow the KITTI object development kit: type, truncation, occlusion, alpha, 2-D box (left, top,
-right, bottom in pixels), height, width, length (metres), location x, y, z of the bottom centre in
-the rectified reference camera (metres), rotation_y, and a score for detections.
+Columns follow the KITTI object development kit: type, truncation, occlusion, alpha, 2-D box (left,
+top, right, bottom in pixels), height, width, length (metres), location x, y, z of the bottom centre
+in the rectified reference camera (metres), rotation_y, and a score for detections.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ def format_calibration(calibration: Calibration) -> str:
 def difficulty(box_height: float, occluded: int, truncated: float, image_height: int = 375) -> int:
     """KITTI's difficulty: 0 easy, 1 moderate, 2 hard, -1 none of them.
 
-    Minimum box heights of 40, 25 and 25 pixels hold for images of 375 rows and scale with the image.
+    Minimum box heights of 40, 25 and 25 pixels hold for 375 rows and scale with the image.
     """
     scale = image_height / 375
     limits = ((40, 0, 0.15), (25, 1, 0.30), (25, 2, 0.50))

@@ -1,8 +1,8 @@
 """Batches: seeded, endless, resumable training iterators and ordered, padded validation batches.
 
 A training batch is a pure function of (seed, step): the step gives the epoch, the epoch its
-permutation, the permutation the rows. So the position of an iterator is one number, and restoring it
-gives exactly the batches that would have followed. Grain runs that function ahead in threads.
+permutation, the permutation the rows. So the position of an iterator is one number, and restoring
+it gives exactly the batches that would have followed. Grain runs that function ahead in threads.
 """
 
 from __future__ import annotations
@@ -115,8 +115,8 @@ def make_data_splits(
         raise DataError("the validation split is empty; raise data.val_size or check data.dir")
     if train[1] < batch_size * shard[1]:
         raise DataError(
-            f"the training split has {train[1]} rows, less than one batch of {batch_size * shard[1]}; "
-            "lower training.batch_size or raise data.train_size"
+            f"the training split has {train[1]} rows, less than one batch of "
+            f"{batch_size * shard[1]}; lower training.batch_size or raise data.train_size"
         )
     batches = TrainBatches(*train, batch_size=batch_size, seed=seed, shard=shard)
     return DataSplits(

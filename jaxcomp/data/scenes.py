@@ -20,14 +20,14 @@ import numpy as np
 import tqdm
 from etils import epath
 
-from jaxcomp.data import scenes_frame, scenes_worker
+from jaxcomp.data import scenes_frame, scenes_tools, scenes_worker
 from jaxcomp.errors import DataError
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import tensorflow_datasets as tfds
 
-_BATCH_OF_OBJECTS = {
+_OBJECT_FIELDS = {
     "type": lambda: tfds.features.Text(),
     "truncated": lambda: np.float32,
     "occluded": lambda: np.int32,
@@ -69,7 +69,7 @@ class ScenesConfig(tfds.core.BuilderConfig):
     workers: int = 1  # speed only: never part of the name
 
 
-class Scenes(tfds.core.GeneratorBasedBuilder):
+class Scenes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     """Procedural street scenes in KITTI's form."""
 
     VERSION = tfds.core.Version(scenes_frame.RENDERER_VERSION)
@@ -89,7 +89,7 @@ class Scenes(tfds.core.GeneratorBasedBuilder):
                     "tr_velo_to_cam": matrix(shape=(3, 4)),
                 },
                 "lidar": matrix(shape=(None, 4), encoding="bytes"),
-                "objects": tfds.features.Sequence({k: v() for k, v in _BATCH_OF_OBJECTS.items()}),
+                "objects": tfds.features.Sequence({k: v() for k, v in _OBJECT_FIELDS.items()}),
             }
         )
         return tfds.core.DatasetInfo(
@@ -185,3 +185,22 @@ def _source(builder: Scenes, split: str, decoders):
             f"{builder.data_dir}: cannot read the split {split!r} ({error}); "
             "delete that folder to generate it again"
         ) from error
+
+
+def export_kitti(builder: Scenes, split: str, folder: str | os.PathLike) -> int:
+    """Writes a split in the official KITTI object layout, below `folder`/training.
+
+    The folders are image_2 (PNG), label_2, calib and velodyne (float32 x, y, z, reflectance), the
+    files are named 000000 upwards by record.
+
+    Returns:
+      The number of frames written.
+
+    Raises:
+      DataError: the split cannot be read.
+    """
+    return scenes_tools.write_kitti(full_source(builder, split), folder)
+
+
+if __name__ == "__main__":
+    scenes_tools.main(prepare_scenes, ScenesSettings, export_kitti)

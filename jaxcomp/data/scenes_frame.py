@@ -15,7 +15,7 @@ from PIL import Image
 from jaxcomp.data import kitti_format, scenes_lidar, scenes_render, scenes_world
 from jaxcomp.data.kitti_format import Calibration, KittiObject
 
-RENDERER_VERSION = "1.0.0"  # raise when any frame changes: it names the stored data
+RENDERER_VERSION = "1.0.1"  # raise when any frame changes: it names the stored data
 SPLITS = ("train", "validation")
 
 

@@ -1,8 +1,8 @@
 """Geometry of the street world: polygons, capsules and discs in camera coordinates.
 
-Everything is a flat polygon of at most `MAX_VERTICES` corners. Object frames follow KITTI: x forward
-(length), y down with 0 on the ground, z to the object's right (width); `place` turns them by
-`rotation_y` and moves them into the camera frame (x right, y down, z forward, metres).
+Everything is a flat polygon of at most `MAX_VERTICES` corners. Object frames follow KITTI: x
+forward (length), y down with 0 on the ground, z to the object's right (width); `place` turns them
+by `rotation_y` and moves them into the camera frame (x right, y down, z forward, metres).
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Polygons:
 
 
 def polygons(points, colours, centre=None) -> Polygons:
-    """Makes polygons from [F, V, 3] corners; normals point away from `centre` (None: no culling)."""
+    """Polygons of [F, V, 3] corners; normals point away from `centre` (None: no culling)."""
     points = np.asarray(points, np.float64)
     count, corners = points.shape[:2]
     normals = np.zeros((count, 3))
@@ -91,7 +91,7 @@ def extrude(profile, width: float, colours, side_colour) -> Polygons:
     """Extrudes a convex profile [V, 2] of (forward, up) over `width`; a colour for each edge."""
     profile = np.asarray(profile, np.float64)
     flat = np.stack([profile[:, 0], -profile[:, 1], np.zeros(len(profile))], 1)
-    right, left = flat + (0, 0, width / 2), flat - (0, 0, width / 2)
+    right, left = flat + np.array([0, 0, width / 2]), flat - np.array([0, 0, width / 2])
     following = np.roll(np.arange(len(profile)), -1)
     rims = np.stack([right, right[following], left[following], left], 1)
     centre = flat.mean(0)
@@ -100,7 +100,7 @@ def extrude(profile, width: float, colours, side_colour) -> Polygons:
 
 
 def capsules(starts, ends, radii, colours) -> Polygons:
-    """Round sticks seen from the origin: [C, 3] ends and [C, 2] radii, as camera-facing outlines."""
+    """Round sticks seen from the origin, [C, 3] ends and [C, 2] radii, as outlines."""
     starts, ends = np.asarray(starts, np.float64), np.asarray(ends, np.float64)
     radii = np.asarray(radii, np.float64)
     along = ends - starts

@@ -34,13 +34,6 @@ _TROUSERS = np.array(
 )
 _SKIN = np.array([[236, 196, 168], [205, 155, 120], [150, 105, 75], [100, 70, 50]], np.float64)
 _HAIR = np.array([[35, 28, 25], [90, 60, 35], [190, 150, 85], [120, 115, 110]], np.float64)
-_WALLS = np.array(
-    [
-        [196, 178, 150], [168, 108, 84], [150, 152, 156], [205, 196, 176], [140, 92, 78],
-        [176, 160, 128], [120, 128, 140], [214, 188, 140],
-    ],
-    np.float64,
-)  # fmt: skip
 _GLASS = np.array([48.0, 62.0, 78.0])
 _TYRE = np.array([26.0, 26.0, 28.0])
 
@@ -123,7 +116,7 @@ def _car_body(rng, length: float, width: float, height: float, paint) -> list[me
     for side in (-1.0, 1.0):
         quad = [(back + 0.1, -sill, 0), (front - 0.1, -sill, 0),
                 (front - 0.1, -sill - 0.14, 0), (back + 0.1, -sill - 0.14, 0)]  # fmt: skip
-        at_side = np.array([quad], np.float64) + (0, 0, side * (half + 0.002))
+        at_side = np.array([quad], np.float64) + np.array([0, 0, side * (half + 0.002)])
         parts.append(mesh.polygons(at_side, paint * 0.4, (0, -0.4, 0)))
         for x in (front - 0.19 * length, back + 0.2 * length):
             parts.append(mesh.wheel((x, -radius, side * half), radius, _TYRE, side))
@@ -169,8 +162,11 @@ def _car_cabin(rng, length: float, width: float, height: float, paint) -> list[m
     pillar = rear + 0.48 * (nose - rear)
     posts = []
     for side in (-1.0, 1.0):
-        quad = [(pillar - 0.05, -waist, side * low), (pillar + 0.05, -waist, side * low),
-                (pillar + 0.05, -height, side * high), (pillar - 0.05, -height, side * high)]  # fmt: skip
+        foot, top = (-waist, side * low), (-height, side * high)
+        quad = [
+            (pillar + x, *end)
+            for x, end in zip((-0.05, 0.05, 0.05, -0.05), (foot, foot, top, top), strict=True)
+        ]
         posts.append(mesh.polygons([quad], paint, centre))
     return [body, glass, *posts]
 
@@ -181,7 +177,7 @@ def _sorted_by_depth(shape: mesh.Polygons) -> mesh.Polygons:
 
 
 def _figure(joints, radii, colours, location, yaw: float) -> tuple[mesh.Polygons, np.ndarray]:
-    """Capsules of a body given in (forward, up, right); returns polygons and local extents [2, 3]."""
+    """Capsules of joints (forward, up, right); returns polygons and local extents [2, 3]."""
     joints = np.asarray(joints, np.float64) * (1, -1, 1)  # [C, 2, 3]
     radii = np.asarray(radii, np.float64)
     low = (joints - radii[..., None]).min((0, 1))

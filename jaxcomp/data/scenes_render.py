@@ -1,7 +1,7 @@
 """Renders a street world with the painter's algorithm at twice the size, then halves it.
 
-The ground is shaded per pixel by inverse projection; everything else is polygons. The canvas is RGBA
-whose fourth channel holds the object's number, so one pass gives the image and who is visible where.
+The ground is shaded per pixel by inverse projection; everything else is polygons. The canvas is
+RGBA whose fourth channel holds the object's number, so one pass gives the image and who is visible.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import dataclasses
 import numpy as np
 from PIL import Image, ImageDraw
 
+from jaxcomp.data.scenes_mesh import box_corners, rotation
 from jaxcomp.data.scenes_objects import CLASSES, Thing
 from jaxcomp.data.scenes_world import CAMERA_HEIGHT, Light, Street, World
 
@@ -150,8 +151,6 @@ def _canvas(background: np.ndarray, world: World, camera: Camera) -> Image.Image
 
 
 def _contact_shadow(draw, thing: Thing, light: Light, camera: Camera) -> None:
-    from jaxcomp.data.scenes_mesh import box_corners, rotation
-
     length, _, width = thing.size
     corners = box_corners(length * 0.98, 0.0, width * 0.98)[[0, 1, 5, 4]]
     corners = corners @ rotation(thing.yaw).T + thing.location

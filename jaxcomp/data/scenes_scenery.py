@@ -52,7 +52,11 @@ def make_bush(rng: np.random.Generator, location) -> Thing:
         [rng.normal(0, size, 6), -rng.uniform(0.4, 1.1, 6) * size, rng.normal(0, size, 6)], 1
     )
     tone = 1.0 + rng.normal(0, 0.12, (6, 1))
-    parts = [mesh.discs(offsets + (x, y, z), np.full(6, size * 0.7), np.clip(leaf * tone, 12, 230))]
+    parts = [
+        mesh.discs(
+            offsets + np.array([x, y, z]), np.full(6, size * 0.7), np.clip(leaf * tone, 12, 230)
+        )
+    ]
     solids = [Solid((x, y, z), (2 * size, 1.4 * size, 2 * size), 0.0, 0.45)]
     return _thing("bush", parts, solids, location, (2 * size, 2 * size, 2 * size))
 

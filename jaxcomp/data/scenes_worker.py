@@ -1,9 +1,9 @@
 """Renders frames in worker processes that talk through pipes.
 
-Plain subprocesses of `python -m jaxcomp.data.scenes_worker` rather than `multiprocessing`: they never
-import the caller's `__main__`, so they start in a fraction of a second and work from scripts without
-a main guard, `python -m` programs, notebooks and standard input alike. Worker k renders the frames
-k, k + n, k + 2n, ...; a pipe that is full makes it wait, which bounds the memory.
+Plain subprocesses of `python -m jaxcomp.data.scenes_worker` rather than `multiprocessing`: they
+never import the caller's `__main__`, so they start in a fraction of a second and work from scripts
+without a main guard, `python -m` programs, notebooks and standard input alike. Worker k renders the
+frames k, k + n, k + 2n, ...; a pipe that is full makes it wait, which bounds the memory.
 """
 
 from __future__ import annotations

@@ -128,7 +128,7 @@ class _Plan:
         self.seen: list[tuple[float, float, float]] = []  # azimuth interval, distance
 
     def fits(self, rng, s: float, t: float, radius: float, hide: float) -> bool:
-        """True when the disc is free, in view, and not hidden too often (chance `hide` to allow)."""
+        """True when the disc is free and in view; overlaps in view pass with chance `hide`."""
         x, _, z = self.street.to_camera(s, t)
         if z < 4.0 + radius or abs(x) > 0.85 * z + 0.3 * radius:
             return False
@@ -151,7 +151,7 @@ def _distance(rng: np.random.Generator, near: float, far: float) -> float:
 def _traffic_and_clutter(rng: np.random.Generator, street: Street) -> list[Thing]:
     plan, things = _Plan(street), []
     if rng.random() > 0.02:  # a few streets are empty
-        counts = (rng.integers(2, 7), rng.integers(1, 6), rng.integers(1, 4))
+        counts = (rng.integers(2, 7), rng.integers(1, 6), rng.integers(1, 5))
         makers = (_place_car, _place_pedestrian, _place_cyclist)
         for maker, count in zip(makers, counts, strict=True):
             things += [thing for _ in range(count) if (thing := maker(rng, street, plan))]
@@ -185,7 +185,7 @@ def _place_car(rng, street: Street, plan: _Plan) -> Thing | None:
 
 def _place_pedestrian(rng, street: Street, plan: _Plan) -> Thing | None:
     for _ in range(12):
-        s, side = _distance(rng, 5.5, 42), rng.choice([-1.0, 1.0])
+        s, side = _distance(rng, 5.5, 38), rng.choice([-1.0, 1.0])
         if rng.random() < 0.7:  # on a pavement, mostly along it
             t = side * (street.road + rng.uniform(0.4, street.pavement - 0.3))
             yaw = street.yaw + rng.choice([-0.5, 0.5]) * np.pi + rng.normal(0, 0.5)
@@ -203,7 +203,7 @@ def _place_pedestrian(rng, street: Street, plan: _Plan) -> Thing | None:
 
 def _place_cyclist(rng, street: Street, plan: _Plan) -> Thing | None:
     for _ in range(12):
-        s, side = _distance(rng, 5.5, 42), rng.choice([-1.0, 1.0])
+        s, side = _distance(rng, 5.5, 38), rng.choice([-1.0, 1.0])
         t = side * rng.uniform(0.8, street.road - 0.6)
         yaw = street.yaw - side * np.pi / 2 + rng.normal(0, 0.25)
         if rng.random() < 0.35:
