@@ -319,7 +319,7 @@ def load_npz(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, An
     if not Path(path).is_file():
         raise CheckpointError(f"{str(path)!r} does not exist; give the path of an .npz of weights.")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with open(path, "rb") as blob, np.load(blob, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         record = json.loads(arrays.pop("__meta__").tobytes())
         meta = record["meta"]

@@ -205,7 +205,7 @@ def _resume(
     restored = saver.restore_latest(state)
     if restored is None:
         return state, progress
-    state, record, step = restored
+    state, record, _ = restored
     saved = Progress(**record)
     if saved.frozen_digest != progress.frozen_digest:
         raise CheckpointError(
@@ -213,7 +213,6 @@ def _resume(
             f"({saved.frozen_digest[:12]}, now {progress.frozen_digest[:12]}). "
             "Give the same config.detector.path, or choose another --workdir."
         )
-    LOG.info("Resuming from step %d (epoch %d).", step, saved.epoch + 1)
     return state, saved
 
 
@@ -269,6 +268,8 @@ class _Run:
         with self.out, _Signals() as self.signals:
             if progress.step == 0:
                 LOG.info("Parameters:\n%s", log.parameter_overview(self.state.params))
+            else:
+                LOG.info("Resuming from step %d (epoch %d).", progress.step, progress.epoch + 1)
             with Feeder(iterator, lambda b: sharding.put_batch(self.mesh, b)) as feeder:
                 while not progress.done:
                     self._train_epoch(feeder)
