@@ -85,8 +85,8 @@ def get_config(arg_string: str = ""):
         training.update(accumulation=2, clip_norm=0.0)
         training.lr_schedule.update(name="warmup_cosine", warmup_epochs=2, min_lr=1e-6)
     else:
-        config.data.update(train_size=2400)
-        training.update(optimiser="adamw", batch_size=8, epochs=12, learning_rate=1e-3)
+        config.data.update(train_size=2000)
+        training.update(optimiser="adamw", batch_size=8, epochs=10, learning_rate=1e-3)
         training.update(clip_norm=5.0)
         training.lr_schedule.update(name="warmup_cosine", warmup_epochs=1, min_lr=1e-6)
     return config

@@ -19,7 +19,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomp import checkpoint, codecs
-from jaxcomp.codecs import tables as table_lib
+from jaxcomp.codecs.tables import CdfTables
 from jaxcomp.codecs.factorised import FactorisedCodec
 from jaxcomp.data.images import fit_image, read_image
 from jaxcomp.errors import CheckpointError, ShapeError
@@ -130,8 +130,14 @@ class Detector:
         """
         if isinstance(image, str | os.PathLike):
             image = read_image(image)
-        fitted, meta = fit_image(np.asarray(image), self.meta["height"], self.meta["width"])
-        return fitted[None], {k: np.asarray(v, np.float32)[None] for k, v in meta.items()}
+        fitted, fit = fit_image(np.asarray(image), self.meta["height"], self.meta["width"])
+        original = np.asarray([[fit.height, fit.width]], np.float32)
+        scale = np.full((1, 2), fit.scale, np.float32)
+        return fitted[None], {
+            "image_size": np.minimum(np.round(original * scale), fitted.shape[:2]),
+            "scale": scale,
+            "original_size": original,
+        }
 
     def get_fpn_features(self, image: Any) -> dict[str, jax.Array]:
         """The pyramid {"p2", ..., "p6"}, each [B, H_l, W_l, C] float32.
@@ -211,7 +217,7 @@ def load_codec(path: str | os.PathLike[str]) -> LevelCodec:
     path = find_file(path, CODEC_FILE)
     tree, meta = _read_kind(path, "codec")
     codec = FactorisedCodec(**meta["model"])
-    tables = table_lib.from_bytes(np.asarray(tree.pop("tables"), np.uint8).tobytes())
+    tables = CdfTables.from_bytes(np.asarray(tree.pop("tables"), np.uint8).tobytes())
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
     return LevelCodec(codec, variables, tables, meta)
 
@@ -225,7 +231,9 @@ class LevelCodec:
       meta: what is stored beside the weights (level, rate weight and its convention, detector).
     """
 
-    def __init__(self, codec: FactorisedCodec, variables: Any, tables: Any, meta: Mapping[str, Any]):
+    def __init__(
+        self, codec: FactorisedCodec, variables: Any, tables: Any, meta: Mapping[str, Any]
+    ):
         """Wraps a model; use `load_codec` to read one."""
         self.codec = codec
         self.variables = variables

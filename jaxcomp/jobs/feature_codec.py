@@ -12,10 +12,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp import checkpoint, codecs, data, documents
-from jaxcomp.codecs import factorised
-from jaxcomp.codecs import tables as table_lib
-from jaxcomp.config import nearest
+from jaxcomp import checkpoint, data, documents
+from jaxcomp.codecs import bitstream, factorised
+from jaxcomp.codecs.tables import build_tables
+from jaxcomp.data.pipeline import array_splits
 from jaxcomp.errors import CheckpointError, NonFiniteError
 from jaxcomp.evaluate.split import LevelCoder, evaluate_level
 from jaxcomp.jobs.job import Job, variables_of
@@ -75,7 +75,7 @@ def _check_channels(config: Any, detector: Detector) -> None:
         raise CheckpointError(
             f"the detector {config.detector.path or '(shipped)'!r} has {channels} channels per "
             f"level, but config.model.in_channels={config.model.in_channels}; set it to {channels} "
-            f"or choose another detector. {nearest(str(channels), [str(channels)])}"
+            "or choose another detector"
         )
 
 
@@ -108,7 +108,7 @@ def _cached_splits(
         *(level, len(training), len(held_out), training.shape[1:]),
         (training.nbytes + held_out.nbytes) / 1e6,
     )
-    splits = data.array_splits(
+    splits = array_splits(
         {"features": training}, {"features": held_out}, config.training.batch_size, config.seed
     )
     return splits, training
@@ -163,7 +163,7 @@ def _write_analysis(
 
 def _export(config: Any, codec: Any, variables: Any, detector: Detector, path: Path) -> LevelCodec:
     """Solves the quantiles, builds the integer tables and writes `codec.npz`; returns it as read."""
-    tables = table_lib.build_tables(codec, variables)
+    tables = build_tables(codec, variables)
     meta = {
         "kind": "codec",
         "level": config.level,
@@ -180,7 +180,7 @@ def _export(config: Any, codec: Any, variables: Any, detector: Detector, path: P
         "detector_digest": detector.digest,
         "seed": config.seed,
     }
-    blob = np.frombuffer(table_lib.to_bytes(tables), np.uint8)
+    blob = np.frombuffer(tables.to_bytes(), np.uint8)
     checkpoint.export_npz(path, {**variables, "tables": blob}, meta)
     return LevelCodec(codec, variables, tables, meta)
 
@@ -191,13 +191,16 @@ def level_coder(codec: LevelCodec) -> LevelCoder:
     def bits(variables: Any, x: Any) -> Any:
         return codec.codec.apply(variables, x)["bits"].sum((1, 2))
 
+    def payload_bits(blob: bytes) -> int:
+        return sum(8 * len(stream.payload) for stream in bitstream.read(blob).streams)
+
     channel_bits = jax.jit(bits)
     return LevelCoder(
         level=codec.level,
         compress=codec.compress,
         decompress=lambda blob: np.asarray(codec.decompress(blob)[codec.level]),
         ideal_bits=lambda x: channel_bits(codec.variables, jnp.asarray(x)),
-        payload_bits=codecs.payload_bits,
+        payload_bits=payload_bits,
         scale=float(codec.variables["stats"]["scale"]),
     )
 

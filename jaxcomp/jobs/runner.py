@@ -11,7 +11,7 @@ from typing import Any
 import jax
 
 from jaxcomp import config as config_lib
-from jaxcomp import report, train
+from jaxcomp import train
 from jaxcomp import workdir as workdir_lib
 from jaxcomp.errors import CheckpointError
 from jaxcomp.jobs import build_job, run_location
@@ -40,7 +40,11 @@ def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: f
             f"--mode=eval needs --workdir=DIR with a trained run, {workdir!r} holds no checkpoints"
         )
     with workdir_lib.open_workdir(
-        config, name=name, root=root, explicit=workdir or None, argv=["python -m jaxcomp.main", *argv]
+        config,
+        name=name,
+        root=root,
+        explicit=workdir or None,
+        argv=["python -m jaxcomp.main", *argv],
     ) as directory:
         if directory.finished and mode == "train":
             print(f"{directory.path} is finished; its summary:")
@@ -51,8 +55,9 @@ def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: f
         result = train.fit(job.task, config, job.splits, directory.path, callbacks=job.callbacks)
         metrics = job.evaluate(result, directory.path, _frames_done("evaluate"))
         summary = _summary(config, argv, result, metrics, directory, started)
-        directory.write_json("summary.json.partial", summary)
-        (directory.path / "summary.json.partial").rename(directory.path / "summary.json")
+        directory.finish(summary)
+        from jaxcomp import report  # matplotlib comes with it; training does not wait for it
+
         report.build_page(directory.path)
         return _show(directory.path)
 
@@ -120,6 +125,8 @@ def _summary(
 
 
 def _show(path: Path) -> dict[str, Any]:
+    from jaxcomp import report
+
     summary = json.loads((path / "summary.json").read_text())
     print(report.text_table(summary))
     print(f"summary: {path / 'summary.json'}\nreport:  {path / 'index.html'}")

@@ -111,7 +111,9 @@ class FeatureCodecTask:
         assert self.head is not None
         return jax.lax.stop_gradient(self.head(frozen, batch["image"]))
 
-    def terms(self, variables: PyTree, x: Array, rng: Array | None, train: bool) -> dict[str, Array]:
+    def terms(
+        self, variables: PyTree, x: Array, rng: Array | None, train: bool
+    ) -> dict[str, Array]:
         """Distortion and rate of each row, [B]; `mse` in feature units, `distortion` normalised."""
         out = self.codec.apply(variables, x, rng, train)
         error = jnp.square(x - out["x_hat"]).mean((1, 2, 3))

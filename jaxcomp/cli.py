@@ -1,0 +1,183 @@
+"""The command line beside training: `python -m jaxcomp <command> --help`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from jaxcomp import config as config_lib
+from jaxcomp.errors import DataError, JaxcompError
+from jaxcomp.workdir import atomic_write
+
+DESCRIPTION = """\
+Split inference and learned feature compression. Training is `python -m jaxcomp.main --help`.
+"""
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser("python -m jaxcomp", description=DESCRIPTION)
+    parser.add_argument("--debug", action="store_true", help="show the whole trace of an error")
+    commands = parser.add_subparsers(dest="command", required=True)
+
+    inspect = commands.add_parser(
+        "inspect", help="parameters and MACs of a config; contents of a .npz, .jxc or run directory"
+    )
+    inspect.add_argument("file", nargs="?", help="a .npz, a .jxc, or a run directory")
+    inspect.add_argument("--json", action="store_true", help="print JSON")
+
+    compress = commands.add_parser("compress", help="image -> features -> .jxc")
+    compress.add_argument("image")
+    compress.add_argument("--codec", required=True, help="codec.npz or a run directory")
+    compress.add_argument("--detector", help="detector.npz; default: the one that ships")
+    compress.add_argument("--out", help="the .jxc to write; default: beside the image")
+
+    decompress = commands.add_parser("decompress", help=".jxc -> .npz of features")
+    decompress.add_argument("stream")
+    decompress.add_argument("--codec", required=True, help="codec.npz or a run directory")
+    decompress.add_argument("--out", help="the .npz to write; default: beside the stream")
+
+    detect = commands.add_parser(
+        "detect", help="image (and the .jxc of one level) -> boxes as JSON and on a picture"
+    )
+    detect.add_argument("image", help="gives the levels that the stream does not hold")
+    detect.add_argument("--stream", help="a .jxc whose level replaces the image's own")
+    detect.add_argument("--codec", help="codec.npz or a run directory; needed with --stream")
+    detect.add_argument("--detector", help="detector.npz; default: the one that ships")
+    detect.add_argument("--score", type=float, default=0.3, help="least score (default 0.3)")
+    detect.add_argument("--out", help="a .json to write; a picture .png goes beside it")
+
+    report = commands.add_parser("report", help="pages and a table from run directories")
+    report.add_argument("dirs", nargs="+", help="run directories")
+    report.add_argument("--out", default="report.html", help="the page that compares them")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status. Bad input is one line on stderr and status 1."""
+    argv = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in argv
+    try:
+        spec, overrides, rest = config_lib.split_argv(argv)
+        args = _parser().parse_args(rest)
+        COMMANDS[args.command](args, spec, overrides)
+    except (JaxcompError, OSError) as error:
+        if debug:
+            raise
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def _inspect(args: argparse.Namespace, spec: str | None, overrides: list[str]) -> None:
+    if (spec is None) == (args.file is None):
+        raise DataError("inspect needs either --config=FILE[:ARGS] or a file to look at")
+    from jaxcomp import complexity, inspecting
+
+    if spec is None:
+        print(json.dumps(inspecting.describe_file(Path(args.file)), indent=2))
+        return
+    description = inspecting.describe_config(config_lib.load_config(spec, overrides))
+    print(json.dumps(description, indent=2) if args.json else complexity.text_table(description))
+
+
+def _compress(args: argparse.Namespace, *_: Any) -> None:
+    from jaxcomp import loaders
+
+    detector, codec = loaders.load_detector(args.detector), loaders.load_codec(args.codec)
+    image, meta = detector.prepare(args.image)
+    plain = {name: value[0].tolist() for name, value in meta.items()}
+    features = detector.get_fpn_features(image)
+    blob = codec.compress(features, {**plain, "classes": list(detector.classes)})
+    out = Path(args.out or Path(args.image).with_suffix(".jxc"))
+    atomic_write(out, blob)
+    raw = features[codec.level].nbytes
+    print(f"{out}: {len(blob)} bytes for {codec.level} ({raw} bytes raw, {raw / len(blob):.0f}x)")
+
+
+def _decompress(args: argparse.Namespace, *_: Any) -> None:
+    import io
+
+    import numpy as np
+
+    from jaxcomp import loaders
+
+    codec = loaders.load_codec(args.codec)
+    features = codec.decompress(Path(args.stream).read_bytes())
+    buffer = io.BytesIO()
+    np.savez(buffer, **{name: np.asarray(value) for name, value in features.items()})
+    out = Path(args.out or Path(args.stream).with_suffix(".npz"))
+    atomic_write(out, buffer.getvalue())
+    print(f"{out}: " + ", ".join(f"{k} {tuple(v.shape)}" for k, v in features.items()))
+
+
+def _detect(args: argparse.Namespace, *_: Any) -> None:
+    from jaxcomp import loaders
+
+    if args.stream and not args.codec:
+        raise DataError("--stream needs --codec, the model that made it")
+    detector = loaders.load_detector(args.detector)
+    image, meta = detector.prepare(args.image)
+    features = detector.get_fpn_features(image)
+    if args.stream:
+        codec = loaders.load_codec(args.codec)
+        features = {**features, **codec.decompress(Path(args.stream).read_bytes())}
+    found = detector.detect_from_features(features, meta)
+    rows = [
+        {"label": detector.classes[label - 1], "score": float(score), "box": box.tolist()}
+        for box, score, label in zip(
+            found["boxes"][0], found["scores"][0], found["labels"][0], strict=True
+        )
+        if label > 0 and score >= args.score
+    ]
+    for row in rows:
+        box = " ".join(f"{v:.1f}" for v in row["box"])
+        print(f"{row['label']:<12} {row['score']:.3f}  {box}")
+    print(f"{len(rows)} detections with a score of at least {args.score}")
+    if args.out:
+        atomic_write(args.out, json.dumps(rows, indent=2) + "\n")
+        _draw(args.image, rows, Path(args.out).with_suffix(".png"))
+
+
+def _draw(image: str, rows: list[dict[str, Any]], out: Path) -> None:
+    import io
+
+    from PIL import Image, ImageDraw
+
+    from jaxcomp.data.images import read_image
+
+    picture = Image.fromarray(read_image(image))
+    draw = ImageDraw.Draw(picture)
+    for row in rows:
+        draw.rectangle(row["box"], outline=(255, 64, 64), width=2)
+        draw.text(row["box"][:2], f"{row['label']} {row['score']:.2f}", fill=(255, 255, 0))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    atomic_write(out, buffer.getvalue())
+
+
+def _report(args: argparse.Namespace, *_: Any) -> None:
+    from jaxcomp import report
+
+    dirs = [Path(d) for d in args.dirs]
+    for directory in dirs:
+        if not (directory / "summary.json").exists():
+            raise DataError(
+                f"{str(directory)!r} has no summary.json; give finished run directories"
+            )
+        report.build_page(directory)
+    report.build_index(dirs, Path(args.out))
+    print(report.markdown_table([json.loads((d / "summary.json").read_text()) for d in dirs]))
+    print(f"page: {args.out}")
+
+
+COMMANDS = {
+    "inspect": _inspect,
+    "compress": _compress,
+    "decompress": _decompress,
+    "detect": _detect,
+    "report": _report,
+}

@@ -1,0 +1,128 @@
+"""`python -m jaxcomp inspect`: what a config builds, or what a file holds."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from jaxcomp import checkpoint, complexity
+from jaxcomp.codecs import bitstream
+from jaxcomp.errors import ConfigError, DataError
+from jaxcomp.models.faster_rcnn import SIZE_MULTIPLE, FasterRCNN
+from jaxcomp.tasks.detect import detector_config
+from jaxcomp.tasks.feature_codec import codec_from_config
+
+
+def describe_config(config: Any) -> dict[str, Any]:
+    """Parameters and MACs per module of the network that a config trains, for one frame.
+
+    Raises:
+      ConfigError: the task has no description.
+    """
+    if config.task == "detect":
+        return _describe_detector(config)
+    if config.task == "feature_codec":
+        return _describe_codec(config)
+    raise ConfigError(f"config.task={config.task!r} cannot be inspected")
+
+
+def _padded(config: Any) -> tuple[int, int]:
+    height, width = (
+        -(-n // SIZE_MULTIPLE) * SIZE_MULTIPLE for n in (config.data.height, config.data.width)
+    )
+    return height, width
+
+
+def _result(title: str, parameters: dict[str, int], macs: dict[str, int], **more: Any) -> dict:
+    return {
+        "title": title,
+        "parameters": parameters,
+        "macs": macs,
+        "total_parameters": sum(parameters.values()),
+        "total_macs": sum(macs.values()),
+        **more,
+    }
+
+
+def _describe_detector(config: Any) -> dict[str, Any]:
+    model = FasterRCNN(detector_config(config.model))
+    height, width = _padded(config)
+    image = jax.ShapeDtypeStruct((1, height, width, 3), jnp.uint8)
+    size = jax.ShapeDtypeStruct((1, 2), jnp.float32)
+    key = jax.random.key(0)
+    variables = jax.eval_shape(functools.partial(model.init, train=True), key, image, size)
+    head = functools.partial(model.apply, method="features")
+    features = jax.eval_shape(head, variables, image)
+    tail = functools.partial(model.apply, method="detect")
+    macs = complexity.macs_by_module(head, variables, image, depth=1)
+    macs |= complexity.macs_by_module(tail, variables, features, size, depth=1)
+    return _result(
+        f"{config.model.name} on {height}x{width}",
+        complexity.parameters_by_module(variables["params"], depth=1),
+        macs,
+        features={name: list(x.shape[1:]) for name, x in features.items()},
+    )
+
+
+def _describe_codec(config: Any) -> dict[str, Any]:
+    height, width = _padded(config)
+    stride = 4 * 2**config.level
+    # P6 is every other pixel of P5, hence the rounding up.
+    shape = (1, -(-height // stride), -(-width // stride), config.model.in_channels)
+    codec = codec_from_config(config.model)
+    x = jax.ShapeDtypeStruct(shape, jnp.float32)
+    variables = jax.eval_shape(codec.init, jax.random.key(0), x)
+    parameters = complexity.parameters_by_module(variables["params"], depth=1)
+    # The documented counts hold the prior's three quantiles per channel as parameters.
+    parameters["prior"] += variables["stats"]["prior"]["quantiles"].size
+    return _result(
+        f"{config.model.name}, level {config.level}, on features {shape[1:]}",
+        parameters,
+        complexity.macs_by_module(codec.apply, variables, x, depth=1),
+        feature_shape=list(shape[1:]),
+    )
+
+
+def _describe_stream(blob: bytes) -> dict[str, Any]:
+    container = bitstream.read(blob)
+    return {
+        "kind": container.kind,
+        "tables": f"{container.digest:016x}",
+        "bytes": len(blob),
+        "header_bytes": container.header_bytes,
+        "meta": container.meta,
+        "streams": [
+            {
+                "name": s.name,
+                "shape": list(s.shape),
+                "latent_shape": list(s.latent_shape),
+                "lanes": s.lanes,
+                "bytes": len(s.payload),
+            }
+            for s in container.streams
+        ],
+    }
+
+
+def describe_file(path: Path) -> dict[str, Any]:
+    """What a weights file (`.npz`), a stream (`.jxc`) or a run directory holds.
+
+    Raises:
+      CheckpointError: damaged weights.
+      BitstreamError: a damaged stream.
+      DataError: the file is of no known kind.
+    """
+    if path.is_dir() and (path / "summary.json").exists():
+        return json.loads((path / "summary.json").read_text())
+    if path.suffix == ".jxc":
+        return _describe_stream(path.read_bytes())
+    if path.suffix == ".npz":
+        tree, meta = checkpoint.load_npz(path)
+        leaves = checkpoint.leaves_by_path(tree)
+        return meta | {"leaves": {k: list(v.shape) for k, v in leaves.items()}}
+    raise DataError(f"{str(path)!r} is neither a run directory nor a .npz nor a .jxc file")
