@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import sys
@@ -86,13 +87,7 @@ def birds_eye_view(frame: Frame, width: int, height: int, reach: float = 45.0) -
       reach: metres.
     """
     scale = width / reach
-    canvas = np.full((height, width, 3), 14, np.uint8)
-    x, y, z, reflectance = frame.points.T
-    column, row = (x * scale).astype(int), (height / 2 - y * scale).astype(int)
-    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
-    tone = 60 + 195 * np.clip(np.stack([reflectance, (z + 1.7) / 2, 0.6 - z / 3], 1), 0, 1)
-    canvas[row[inside], column[inside]] = tone[inside].astype(np.uint8)
-    picture = Image.fromarray(canvas)
+    picture = Image.new("RGB", (width, height), (14, 14, 18))
     draw = ImageDraw.Draw(picture)
     matrix = frame.calibration.velo_to_rect()
     for item in frame.objects:
@@ -102,11 +97,20 @@ def birds_eye_view(frame: Frame, width: int, height: int, reach: float = 45.0) -
         corners = (corners - matrix[:, 3]) @ np.linalg.inv(matrix[:, :3]).T
         outline = np.stack([corners[:, 0] * scale, height / 2 - corners[:, 1] * scale], 1)
         draw.polygon(outline.ravel().tolist(), outline=_COLOURS[item.type])
-    return np.asarray(picture)
+    canvas = np.array(picture)
+    x, y, z, reflectance = frame.points[np.argsort(frame.points[:, 2])].T  # higher ones on top
+    column, row = (x * scale).astype(int), (height / 2 - y * scale).astype(int)
+    inside = (column >= 0) & (column < width) & (row >= 0) & (row < height)
+    rise = np.clip((z + 1.7) / 1.7, 0, 1)
+    tone = np.stack([70 + 185 * rise, 90 + 120 * rise, 190 - 150 * rise], 1)
+    tone *= (0.6 + 0.4 * np.clip(reflectance, 0, 1))[:, None]
+    canvas[row[inside], column[inside]] = tone[inside].astype(np.uint8)
+    return canvas
 
 
 def contact_sheet(settings: SceneSettings, columns: int = 3, rows: int = 3) -> np.ndarray:
     """Plain frames, the same frames with boxes, and one sweep from above, uint8 [H, W, 3]."""
+    settings = dataclasses.replace(settings, beams=64, azimuths=900)
     frames = [scenes_frame.render_frame(settings, "validation", i) for i in range(columns * rows)]
     plain = _grid([f.image for f in frames], columns)
     boxed = _grid([draw_boxes(f.image, f.objects) for f in frames], columns)
