@@ -1,3 +1,4 @@
+import gc
 import os
 
 import jax
@@ -7,6 +8,18 @@ import pytest
 
 from jaxcomp import checkpoint
 from jaxcomp.errors import CheckpointError
+
+# Orbax 0.12.8 leaves a coroutine of a failed read behind, whose end complains (2025-11).
+after_a_failed_read = pytest.mark.filterwarnings(
+    "ignore::pytest.PytestUnraisableExceptionWarning", "ignore:coroutine:RuntimeWarning"
+)
+
+
+@pytest.fixture(autouse=True)
+def collected():
+    """Collects garbage inside the test that made it."""
+    yield
+    gc.collect()
 
 
 def state(value=0.0):
@@ -37,6 +50,7 @@ def test_latest_two_and_best_are_kept_and_restored(tmp_path):
         assert checkpoint.tree_digest(restored) == checkpoint.tree_digest(state(4))
 
 
+@after_a_failed_read
 def test_a_truncated_checkpoint_falls_back_with_a_warning(tmp_path, caplog):
     save_four(tmp_path)
     truncate(tmp_path / "4")
@@ -47,6 +61,7 @@ def test_a_truncated_checkpoint_falls_back_with_a_warning(tmp_path, caplog):
         saver.save(4, restored, extra, 1)  # the number is free again
 
 
+@after_a_failed_read
 @pytest.mark.parametrize("item", ["state/d", "state/_METADATA", "extra/metadata"])
 def test_each_part_may_be_truncated(tmp_path, item):
     save_four(tmp_path)
@@ -56,6 +71,7 @@ def test_each_part_may_be_truncated(tmp_path, item):
         assert saver.restore_latest(state())[2] == 3
 
 
+@after_a_failed_read
 def test_all_truncated_is_an_error(tmp_path):
     save_four(tmp_path)
     truncate(tmp_path)

@@ -21,9 +21,7 @@ def test_the_batch_line_has_the_documented_form():
         "Train Batch: [10/75] Loss: 1.2346 MSE: 0.123457 BPP: 2.5000 GradNorm: 3.142 "
         "LR: 5.00e-05 FPN_MSE: [L0:0.50000 L4:0.25000]"
     )
-    assert (
-        log.batch_line(1, 2, {"loss": 1.0}, 1.0) == "Train Batch: [1/2] Loss: 1.0000 LR: 1.00e+00"
-    )
+    assert log.batch_line(1, 2, {"loss": 1}, 1) == "Train Batch: [1/2] Loss: 1.0000 LR: 1.00e+00"
     line = log.magnitude_line({"feature_max/L2": 7.0})
     assert line == "Feature Magnitudes: [L2:max=7.000]" and log.magnitude_line({}) is None
 
