@@ -7,9 +7,8 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 BASE = {"types", "errors"}
-TRAINER = {
-    "train", "step", "progress", "feed", "checkpoint", "optim", "log", "sharding", "workdir", "config",
-}  # fmt: skip
+TRAINER = {"config", "workdir", "train", "step", "progress", "feed", "checkpoint", "optim", "log"}
+TRAINER |= {"sharding"}
 
 # room: rooms that it may import (besides itself, `types` and `errors`)
 ALLOWED = {
@@ -61,9 +60,10 @@ def test_imports_stay_inside_the_walls(room, path):
         assert not extra, f"{path} ({room}) must not import {sorted(extra)}"
 
 
-@pytest.mark.parametrize(
-    ("room", "path"), [c for c in CASES if c.values[0] in JAX_FREE | {"configs"}]
-)
+LIGHT = [c for c in CASES if c.values[0] in JAX_FREE | {"configs"}]
+
+
+@pytest.mark.parametrize(("room", "path"), LIGHT)
 def test_light_rooms_do_not_import_jax(room, path):
     found = {name.split(".")[0] for name in imports(path)} & NO_JAX
     assert not found, f"{path} ({room}) imports {found}"
