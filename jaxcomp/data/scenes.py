@@ -138,6 +138,11 @@ def prepare_scenes(
             builder = scenes_builder(settings, data_dir, workers)
             builder.download_and_prepare()
     except OSError as error:
+        # Another process may have finished the same data first: its frames are the same bytes.
+        with _quiet(), contextlib.suppress(OSError):
+            builder = scenes_builder(settings, data_dir, workers)
+            if builder.is_prepared():
+                return builder
         where = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         raise DataError(
             f"scenes: cannot write below {where} ({error}); set data.dir or TFDS_DATA_DIR to a "
@@ -172,8 +177,12 @@ def detection_source(builder: Scenes, split: str):
 
 
 def full_source(builder: Scenes, split: str):
-    """Complete records: image uint8 [H, W, 3], objects, calib, lidar float32 [P, 4]."""
-    return _source(builder, split, None)
+    """Complete records: image (PNG bytes), objects, calib, lidar float32 [P, 4].
+
+    Raises:
+      DataError: the files of the builder cannot be read.
+    """
+    return _source(builder, split, {"image": tfds.decode.SkipDecoding()})
 
 
 def _source(builder: Scenes, split: str, decoders):

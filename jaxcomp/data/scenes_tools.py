@@ -44,7 +44,7 @@ def record_calibration(record: dict) -> Calibration:
 
 
 def write_kitti(records: Iterable[dict], folder: str | os.PathLike) -> int:
-    """Writes records (images decoded) as KITTI files below `folder`/training; returns how many."""
+    """Writes records (images as PNG bytes) as KITTI files below `folder`/training; returns how many."""
     root = pathlib.Path(folder) / "training"
     for name in ("image_2", "label_2", "calib", "velodyne"):
         (root / name).mkdir(parents=True, exist_ok=True)
@@ -54,7 +54,7 @@ def write_kitti(records: Iterable[dict], folder: str | os.PathLike) -> int:
         labels = kitti_format.format_labels(record_objects(record))
         calibration = kitti_format.format_calibration(record_calibration(record))
         points = np.ascontiguousarray(record["lidar"], dtype="<f4")
-        _write(root / "image_2" / f"{name}.png", scenes_frame.encode_png(record["image"]))
+        _write(root / "image_2" / f"{name}.png", record["image"])
         _write(root / "label_2" / f"{name}.txt", labels.encode())
         _write(root / "calib" / f"{name}.txt", calibration.encode())
         _write(root / "velodyne" / f"{name}.bin", points.tobytes())
