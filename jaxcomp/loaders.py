@@ -19,8 +19,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomp import checkpoint, codecs
-from jaxcomp.codecs.tables import CdfTables
 from jaxcomp.codecs.factorised import FactorisedCodec
+from jaxcomp.codecs.tables import CdfTables
 from jaxcomp.data.images import fit_image, read_image
 from jaxcomp.errors import CheckpointError, ShapeError
 from jaxcomp.models.faster_rcnn import SIZE_MULTIPLE, FasterRCNN

@@ -16,8 +16,9 @@ HELP = """\
 Trains one workload, evaluates it with real bytes, and writes a report.
 
   --config=FILE[:ARGS]     a file of configs/, with its typed arguments: fpn_level.py:level=0
-  --config.KEY=VALUE       changes one value: --config.training.rate_weight=5e-4 (fewer bits: larger)
-  --workdir=DIR            this run directory instead of a new one below checkpoints/
+  --config.KEY=VALUE       changes one value, as in --config.training.rate_weight=5e-4
+                           (a larger rate weight gives fewer bits)
+  --workdir=DIR            this run directory, not a new one below checkpoints/
   --mode=train|eval        eval: measure the trained state of --workdir again
   --debug                  show the whole trace of an error
 

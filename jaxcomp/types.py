@@ -39,7 +39,7 @@ class LossAux(flax.struct.PyTreeNode):
     """What a loss returns beside its value.
 
     Attributes:
-      metrics: name to scalar (or to a small dict of scalars); averaged over the batches of an epoch.
+      metrics: name to scalar (or to a small dict of scalars); averaged over an epoch.
       stats: the new `stats` of the train state.
     """
 
@@ -79,7 +79,7 @@ class Task(Protocol):
         ...
 
     def eval_loss(self, params: PyTree, stats: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
-        """Validation metrics of one batch as sums over real rows: {"count": n, "loss": sum, ...}."""
+        """Validation metrics of a batch, summed over real rows: {"count": n, "loss": sum, ...}."""
         ...
 
     def after_update(self, params: PyTree, stats: PyTree, step: Array) -> PyTree:

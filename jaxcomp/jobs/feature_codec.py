@@ -162,7 +162,7 @@ def _write_analysis(
 
 
 def _export(config: Any, codec: Any, variables: Any, detector: Detector, path: Path) -> LevelCodec:
-    """Solves the quantiles, builds the integer tables and writes `codec.npz`; returns it as read."""
+    """Builds the integer tables and writes `codec.npz`; returns the codec it holds."""
     tables = build_tables(codec, variables)
     meta = {
         "kind": "codec",

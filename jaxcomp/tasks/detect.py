@@ -15,7 +15,7 @@ from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree
 
 
 def detector_config(config: Any) -> DetectorConfig:
-    """The network's sizes from a config's `model` section (a mapping with `DetectorConfig` keys)."""
+    """The network's sizes from the `model` section of a config; other keys are left alone."""
     fields = DetectorConfig.__dataclass_fields__
     values = {k: v for k, v in dict(config).items() if k in fields}
     return DetectorConfig(
@@ -52,7 +52,7 @@ class DetectTask:
         return variables["params"], {"batch_stats": variables["batch_stats"]}, {}
 
     def _losses(self, variables: PyTree, batch: Batch, rng: Array, train: bool):
-        """Losses and new batch statistics; the head and both tails run in one mutable scope each."""
+        """Losses, and the batch statistics after the head and the tail have run."""
         size = image_sizes(batch)
         updates: dict[str, PyTree] = {}
 
