@@ -121,13 +121,13 @@ def our_step(shape: tuple[int, ...], threads: int) -> Callable[[], None]:
     stats = variables["stats"]
     x = jnp.asarray(np.random.default_rng(0).standard_normal(shape, dtype=np.float32))
 
-    def loss(params, rng):
+    def loss(params, x, rng):
         out = codec.apply({"params": params, "stats": stats}, x, rng, True)
         rate = out["bits"].sum() / (shape[0] * shape[1] * shape[2])
         return jnp.mean((out["x_hat"] - x) ** 2) + RATE_WEIGHT * rate
 
-    def update(params, state, rng):
-        value, gradient = jax.value_and_grad(loss)(params, rng)
+    def update(params, state, x, rng):
+        value, gradient = jax.value_and_grad(loss)(params, x, rng)
         change, state = optimiser.update(gradient, state, params)
         return optax.apply_updates(params, change), state, value
 
@@ -136,7 +136,7 @@ def our_step(shape: tuple[int, ...], threads: int) -> Callable[[], None]:
     keys = iter(range(10**6))
 
     def step() -> None:
-        held[0], held[1], value = jitted(held[0], held[1], jax.random.key(next(keys)))
+        held[0], held[1], value = jitted(held[0], held[1], x, jax.random.key(next(keys)))
         value.block_until_ready()
 
     return step
