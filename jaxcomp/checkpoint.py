@@ -33,7 +33,13 @@ from jaxcomp.types import PyTree
 from jaxcomp.workdir import atomic_write, disk_errors
 
 _LOG = logging.getLogger("jaxcomp")
-_DISK_WORDS = ("no space left", "read-only file system", "permission denied", "disk quota")
+_DISK_WORDS = {  # what storage layers say: what it means
+    "no space left": "the disk is full; free some space",
+    "resource_exhausted": "the disk is full; free some space",
+    "disk quota": "the disk quota is used up; free some space",
+    "read-only file system": "the file system is read-only; choose another --workdir",
+    "permission denied": "permission is denied; choose another --workdir or change its mode",
+}
 
 
 def leaf_paths(tree: PyTree) -> list[str]:
@@ -111,12 +117,10 @@ def _orbax_errors(path: Path) -> Iterator[None]:
         try:
             yield
         except (ValueError, RuntimeError) as error:
-            if any(word in str(error).lower() for word in _DISK_WORDS):
-                reason = str(error).splitlines()[0][:200]
-                raise CheckpointError(
-                    f"Cannot write {str(path)!r}: {reason}. Free some space or choose another "
-                    "--workdir."
-                ) from error
+            text = str(error).lower()
+            reason = next((fix for word, fix in _DISK_WORDS.items() if word in text), None)
+            if reason is not None:
+                raise CheckpointError(f"Cannot write {str(path)!r}: {reason}.") from error
             raise
 
 
@@ -258,8 +262,12 @@ class Checkpointer:
     def __enter__(self) -> Checkpointer:
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        self.close()
+    def __exit__(self, kind: type[BaseException] | None, *exc: object) -> None:
+        try:
+            self.close()
+        except CheckpointError:
+            if kind is None:  # else the first error says what happened
+                raise
 
 
 def _unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
