@@ -46,8 +46,8 @@ def cumulative_logits(params: Mapping[str, Array], v: Array) -> Array:
     Returns:
       [..., M] float32, increasing in v.
     """
-    # The three units of a layer are kept as separate arrays: elementwise code that fuses, where a
-    # contraction over three elements would be a batch of tiny matrix products.
+    # The three units of a layer are kept as separate arrays: elementwise code that fuses. Stacked
+    # units (a contraction or a sum over an axis of three) run 5 to 10 times slower on CPU.
     units = [v]
     lead = (1,) * (v.ndim - 1)
 
