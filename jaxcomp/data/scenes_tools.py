@@ -44,7 +44,7 @@ def record_calibration(record: dict) -> Calibration:
 
 
 def write_kitti(records: Iterable[dict], folder: str | os.PathLike) -> int:
-    """Writes records (images as PNG bytes) as KITTI files below `folder`/training; returns how many."""
+    """Writes records (images as PNG bytes) below `folder`/training; returns how many."""
     root = pathlib.Path(folder) / "training"
     for name in ("image_2", "label_2", "calib", "velodyne"):
         (root / name).mkdir(parents=True, exist_ok=True)

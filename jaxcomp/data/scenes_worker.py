@@ -50,7 +50,13 @@ def _start(settings, split: str, size: int, first: int, step: int) -> subprocess
     root = str(pathlib.Path(__file__).resolve().parents[2])
     path = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
     command = [sys.executable, "-m", "jaxcomp.data.scenes_worker", json.dumps(job)]
-    environment = {**os.environ, "PYTHONPATH": path}
+    # The arrays are small: threads inside a worker would only fight the other workers.
+    environment = {
+        **os.environ,
+        "PYTHONPATH": path,
+        "OMP_NUM_THREADS": "1",
+        "OPENBLAS_NUM_THREADS": "1",
+    }
     return subprocess.Popen(command, stdout=subprocess.PIPE, env=environment)
 
 
