@@ -1,0 +1,272 @@
+"""Numbers of `summary.json` as words: one run as a list, several runs as a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+Summary = Mapping[str, Any]
+MISSING = "–"  # noqa: RUF001 (an en dash is what a table shows for "none")
+
+
+def plain_text(text: str) -> str:
+    """The text for terminals that may know ASCII only."""
+    return text.translate(str.maketrans({"×": "x", "→": "->", "–": "-", "²": "^2"}))  # noqa: RUF001
+
+
+def number(value: Any, form: str = ",.0f", unit: str = "") -> str:
+    """A number in a format, with its unit; a dash for what is absent or not finite."""
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        return MISSING
+    return f"{value:{form}}{unit}"
+
+
+def percent(value: Any, digits: int = 1) -> str:
+    """A share as per cent."""
+    return number(value, f".{digits}%").replace("%", " %")
+
+
+def significant(value: Any) -> str:
+    """About four significant digits, without an exponent where it reads well."""
+    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
+        return MISSING
+    size = abs(value)
+    if size and (size < 1e-4 or size >= 1e7):
+        return f"{value:.3e}"
+    digits = 0 if size >= 1000 else max(0, 3 - math.floor(math.log10(size))) if size else 0
+    return f"{value:,.{digits}f}"
+
+
+def level_name(summary: Summary) -> str:
+    """Level and pyramid key, as in 2 (P4); a dash for a run without a level."""
+    level = summary.get("level")
+    return f"{level} (P{level + 2})" if isinstance(level, int) else MISSING
+
+
+def shape_text(summary: Summary) -> str:
+    """The shape of the coded features, height x width x channels."""
+    shape = summary.get("feature_shape")
+    return " × ".join(map(str, shape)) if isinstance(shape, Sequence) and shape else MISSING  # noqa: RUF001
+
+
+def class_names(summary: Summary) -> list[str]:
+    """The detector's classes in the order of their labels, as the accuracy names them."""
+    accuracy = summary.get("accuracy")
+    names = accuracy if isinstance(accuracy, Mapping) else {}
+    return [name.removeprefix("ap50_") for name in names if name.startswith("ap50_")]
+
+
+def _accuracy(summary: Summary, which: str, name: str) -> Any:
+    accuracy = summary.get(which)
+    return accuracy.get(name) if isinstance(accuracy, Mapping) else None
+
+
+def _coco(summary: Summary, which: str) -> Any:
+    return _accuracy(summary, which, "coco_ap")
+
+
+def _is_codec(summary: Summary) -> bool:
+    return "bytes_per_frame" in summary
+
+
+# Heading and content of the columns of a table of runs.
+COLUMNS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
+    ("level", level_name),
+    ("feature shape", shape_text),
+    ("raw bytes", lambda s: number(s.get("raw_bytes_per_frame"))),
+    ("bytes/frame", lambda s: number(s.get("bytes_per_frame"))),
+    ("ratio", lambda s: number(s.get("compression_ratio"), ",.1f", "×")),  # noqa: RUF001
+    ("bits/value", lambda s: number(s.get("bits_per_value"), ".4f")),
+    ("relative MSE", lambda s: significant(s.get("relative_mse"))),
+    ("mAP before", lambda s: number(s.get("map50_uncompressed"), ".3f")),
+    ("mAP after", lambda s: number(s.get("map50"), ".3f")),
+    ("kept %", lambda s: percent(s.get("map50_kept")).removesuffix(" %")),
+    (
+        "encode/decode ms",
+        lambda s: f"{number(s.get('encode_ms'), ',.1f')} / {number(s.get('decode_ms'), ',.1f')}",
+    ),
+)
+_RATE_WEIGHT = ("rate weight", lambda s: number(s.get("rate_weight"), "g"))
+
+
+def order(summary: Summary) -> tuple[float, float]:
+    """Sorts runs by level, then by rate weight."""
+
+    def key(name: str) -> float:
+        value = summary.get(name)
+        return value if isinstance(value, int | float) else -1.0
+
+    return key("level"), key("rate_weight")
+
+
+def sorted_runs(summaries: Iterable[Summary]) -> list[Summary]:
+    """Runs by level, then by rate weight."""
+    return sorted(summaries, key=order)
+
+
+def columns_for(
+    summaries: Sequence[Summary],
+) -> tuple[tuple[str, Callable[[Summary], str]], ...]:
+    """The columns of a table: the rate weight is one where the runs differ in it."""
+    differ = len({s.get("rate_weight") for s in summaries}) > 1
+    return (COLUMNS[0], _RATE_WEIGHT, *COLUMNS[1:]) if differ else COLUMNS
+
+
+def markdown_table(summaries: Iterable[Summary]) -> str:
+    """A Markdown table, one run a row, by level.
+
+    Args:
+      summaries: contents of `summary.json` files; absent values show as a dash.
+
+    Returns:
+      The table, ending in a newline. mAP is the 11-point mean average precision at IoU 0.5 with
+      the features as they are (before) and with this level decoded from its bytes (after).
+    """
+    runs = sorted_runs(summaries)
+    columns = columns_for(runs)
+    rows = [[heading for heading, _ in columns], ["---:"] * len(columns)]
+    rows += [[_cell(content(run)) for _, content in columns] for run in runs]
+    return "".join(f"| {' | '.join(row)} |\n" for row in rows)
+
+
+def _cell(text: str) -> str:
+    return text.replace("|", r"\|").replace("\n", " ")
+
+
+def plain_table(summaries: Iterable[Summary]) -> str:
+    """The same table for a terminal: aligned columns, no marks."""
+    runs = sorted_runs(summaries)
+    columns = columns_for(runs)
+    rows = [[heading for heading, _ in columns]]
+    rows += [[content(run) for _, content in columns] for run in runs]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = ("  ".join(c.rjust(w) for c, w in zip(r, widths, strict=True)) for r in rows)
+    return plain_text("".join(f"{line.rstrip()}\n" for line in lines))
+
+
+def headline_rows(summary: Summary) -> list[tuple[str, str, str]]:
+    """The main numbers of a run: (what, value, how it is counted)."""
+    return _codec_rows(summary) if _is_codec(summary) else _detector_rows(summary)
+
+
+def _arrow(before: str, after: str) -> str:
+    return f"{before} → {after}"
+
+
+def _codec_rows(s: Summary) -> list[tuple[str, str, str]]:
+    estimated, actual, frames = s.get("estimated_bits"), s.get("actual_bits"), s.get("frames")
+    per_frame = [
+        number(bits / 8 / frames if isinstance(bits, int | float) and frames else None, ",.1f")
+        for bits in (estimated, actual)
+    ]
+    coco = [number(_coco(s, w), ".3f") for w in ("accuracy_uncompressed", "accuracy")]
+    times = [number(s.get(name), ",.1f") for name in ("encode_ms", "decode_ms")]
+    return [
+        (
+            "Bytes per frame",
+            number(s.get("bytes_per_frame"), ",.1f"),
+            "mean size of the .jxc files",
+        ),
+        ("Raw float32", number(s.get("raw_bytes_per_frame"), ",.0f", " bytes"), shape_text(s)),
+        ("Ratio to raw", number(s.get("compression_ratio"), ",.1f", "×"), "raw / file"),  # noqa: RUF001
+        ("Bits per value", number(s.get("bits_per_value"), ".4f"), "file bits / feature values"),
+        ("Relative MSE", significant(s.get("relative_mse")), "squared error / the level's scale²"),
+        (
+            "mAP@0.5",
+            _arrow(number(s.get("map50_uncompressed"), ".4f"), number(s.get("map50"), ".4f")),
+            f"before → after; {percent(s.get('map50_kept'))} kept",
+        ),
+        ("COCO AP", _arrow(*coco), "before → after, IoU 0.50 to 0.95"),
+        (
+            "Payload",
+            f"{per_frame[1]} bytes",
+            f"a frame; the model estimates {per_frame[0]}, "
+            f"overhead {percent(s.get('overhead'), 2)}",
+        ),
+        (
+            "Container",
+            number(s.get("container_bytes_per_frame"), ",.1f", " bytes"),
+            "a frame: header, sizes and checksums, part of the file",
+        ),
+        (
+            "Encode / decode",
+            f"{' / '.join(times)} ms",
+            "median a frame, features to bytes and back",
+        ),
+    ]
+
+
+def _detector_rows(s: Summary) -> list[tuple[str, str, str]]:
+    accuracy = s.get("accuracy")
+    f1 = next((v for k, v in (accuracy or {}).items() if k.startswith("f1")), None)
+    return [
+        ("mAP@0.5", number(s.get("map50"), ".4f"), "11-point mean over classes"),
+        ("COCO AP", number(_coco(s, "accuracy"), ".4f"), "IoU 0.50 to 0.95"),
+        ("Best F1", number(f1, ".4f"), "classes pooled, at the best score"),
+        ("Weights", number(s.get("weights_bytes"), ",.0f", " bytes"), "the exported file"),
+    ]
+
+
+def run_rows(summary: Summary) -> list[tuple[str, str, str]]:
+    """What training and the model cost: (what, value, note)."""
+    return [
+        ("Frames", number(summary.get("frames")), f"held out, {summary.get('data', MISSING)}"),
+        ("Parameters", number(summary.get("params")), "trained"),
+        ("Training step", number(summary.get("train_step_ms"), ",.1f", " ms"), "median"),
+        ("Whole run", number(summary.get("seconds"), ",.0f", " s"), "with data and evaluation"),
+    ]
+
+
+def text_table(summary: Summary) -> str:
+    """The short table that a run prints at its end.
+
+    Args:
+      summary: content of `summary.json`; absent values show as a dash.
+
+    Returns:
+      A title and aligned lines, ending in a newline.
+    """
+    title = page_title(summary)
+    rows = [*headline_rows(summary), *run_rows(summary)]
+    names, values = (max(len(row[i]) for row in rows) for i in (0, 1))
+    lines = [title, "-" * len(title)]
+    lines += [f"{n.ljust(names)}  {v.rjust(values)}  {note}".rstrip() for n, v, note in rows]
+    return plain_text("\n".join(lines) + "\n")
+
+
+def page_title(summary: Summary) -> str:
+    """What a run is, in a few words."""
+    if isinstance(summary.get("level"), int) and _is_codec(summary):
+        weight = number(summary.get("rate_weight"), "g")
+        return f"Feature codec for level {level_name(summary)}, rate weight {weight}"
+    name = {"detect": "Detector"}.get(str(summary.get("task")), str(summary.get("task", "Run")))
+    return f"{name}, {summary['profile']} profile" if summary.get("profile") else name
+
+
+def lead(summary: Summary) -> str:
+    """What was measured, on what data, in plain sentences."""
+    data, frames = summary.get("data", "unnamed data"), number(summary.get("frames"))
+    if _is_codec(summary):
+        text = (
+            f"The detector's features of level {level_name(summary)} "
+            f"({shape_text(summary)}, {number(summary.get('raw_bytes_per_frame'))} bytes as raw "
+            f"float32) were written to files of {number(summary.get('bytes_per_frame'), ',.1f')} "
+            f"bytes a frame on average, {number(summary.get('compression_ratio'), ',.1f')} times "
+            f"smaller, and read back. On {frames} held-out frames ({data}), the detector's "
+            f"mAP@0.5 was {number(summary.get('map50_uncompressed'), '.4f')} with the features as "
+            f"they are and {number(summary.get('map50'), '.4f')} "
+            f"({percent(summary.get('map50_kept'))} kept) with this one level replaced by what was "
+            "read back; the other levels stayed as they were."
+        )
+    else:
+        text = (
+            f"The detector was measured on {frames} held-out frames ({data}): "
+            f"mAP@0.5 {number(summary.get('map50'), '.4f')}."
+        )
+    if "synthetic" in str(data):
+        text += (
+            " Synthetic scenes are generated pictures: the numbers compare codecs and settings, "
+            "they do not say how well any of this works on real roads."
+        )
+    return text
