@@ -136,7 +136,8 @@ def _table(rows: Sequence[Sequence[str]], heading: Sequence[str] = (), numeric: 
         cells = "".join(cell(i, text, "td") for i, text in enumerate(row) if i)
         body.append(f'<tr><th scope="row">{escape(row[0])}</th>{cells}</tr>')
     lines.append(f"<tbody>{''.join(body)}</tbody>")
-    return f'<div class="scroll"><table>{"".join(lines)}</table></div>'
+    kind = "" if heading else ' class="facts"'
+    return f'<div class="scroll"><table{kind}>{"".join(lines)}</table></div>'
 
 
 # --- sections ----------------------------------------------------------------------------------
@@ -144,11 +145,11 @@ def _table(rows: Sequence[Sequence[str]], heading: Sequence[str] = (), numeric: 
 
 def _headline(summary: Record) -> str:
     rows = tables.headline_rows(summary)
-    wide = [row for row in rows if "→" not in row[1]][:4] + [r for r in rows if "→" in r[1]][:1]
+    large = [row for row in rows if row[0] in tables.LARGE]
     cards = "".join(
         f'<div class="card"><b>{escape(value)}</b>{escape(name)}<br>'
         f"<span>{escape(note)}</span></div>"
-        for name, value, note in wide
+        for name, value, note in large
     )
     everything = _table([*rows, *tables.run_rows(summary)])
     return f'<div class="cards">{cards}</div>\n{everything}'
@@ -274,8 +275,7 @@ def _scenes(arrays: Mapping[str, np.ndarray], summary: Record) -> str:
         return ""
     codec, classes = summary.get("task") != "detect", tables.class_names(summary)
     frames = range(len(arrays["image"]))
-    content = "".join(pictures.detection_panels(arrays, i, classes, codec) for i in frames)
-    return f'<div class="scenes">{content}</div>' if content else ""
+    return "".join(pictures.detection_panels(arrays, i, classes, codec) for i in frames)
 
 
 def _accuracy(summary: Record) -> str:

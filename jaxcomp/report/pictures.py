@@ -16,7 +16,11 @@ import numpy as np
 
 CHANNELS = 4  # of the strongest, in the feature pictures
 SHOWN_SCORE = 0.3  # weaker detections would cover the picture; the accuracy counts them
+NATURAL = 800  # wider camera pictures (pixels) stand below each other, not side by side
 LARGE = 200_000  # pixels from which a camera picture is stored as JPEG
+
+# Boxes [D, 4], labels [D] and scores [D] (None for ground truth) of one frame.
+Found = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 # Stops of two colour scales: one that grows in lightness, and one with a neutral middle.
 _SEQUENTIAL = (
@@ -91,7 +95,7 @@ def feature_maps(original: np.ndarray, restored: np.ndarray, name: str) -> str:
             ),
         ]
         label = (
-            f'<th scope="row">{channel}<span class="note">{low:.2f} to {high:.2f}<br>'
+            f'<th scope="row">{channel}<span class="note">{low:.2f} to {high:.2f} <br>'
             f"rms error {error:.3g}</span></th>"
         )
         rows.append(f"<tr>{label}{''.join(f'<td>{c}</td>' for c in cells)}</tr>")
@@ -142,7 +146,7 @@ def _boxes(
     return "".join(parts)
 
 
-def _select(arrays: Mapping[str, np.ndarray], prefix: str, i: int) -> tuple | None:
+def _select(arrays: Mapping[str, np.ndarray], prefix: str, i: int) -> Found | None:
     """(boxes, labels, scores or None) that are shown of frame `i`; None where there are none."""
     names = [f"{prefix}_{name}" for name in ("boxes", "labels", "valid")]
     if any(name not in arrays for name in names):
@@ -177,9 +181,10 @@ def detection_panels(
     image = np.asarray(arrays["image"][i])
     height, width = image.shape[:2]
     name = int(arrays["image_id"][i]) if "image_id" in arrays else i
-    unit = max(width / 46, 6.0)
+    unit = max(width / (90 if width > NATURAL else 38), 6.0)
     after = ("after", "detected, features decoded from bytes" if codec else "detected")
-    figures, source = [], f'<image id="frame{i}" href="{data_uri(image, photo=True)}" '
+    figures: list[str] = []
+    source = f'<image id="frame{i}" href="{data_uri(image, photo=True)}" '
     source += f'width="{width}" height="{height}"/>'
     for prefix, words in (*PANELS, after):
         found = _select(arrays, prefix, i)
@@ -193,4 +198,5 @@ def detection_panels(
             f"{_boxes(*found, classes, unit)}</svg><figcaption>Frame {name}: {words}"
             f"</figcaption></figure>"
         )
-    return "".join(figures)
+    wide = " wide" if width > NATURAL else ""
+    return f'<div class="frame{wide}">{"".join(figures)}</div>'

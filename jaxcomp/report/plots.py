@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import ArrayLike
 
 WIDTH, HEIGHT = 380, 230
-LEFT, RIGHT, TOP, BOTTOM = 52, 10, 12, 38
+LEFT, RIGHT, TOP, BOTTOM = 52, 10, 18, 38
 Series = tuple[str, Sequence[float], Sequence[float]]  # name, x, y
 
 
@@ -38,8 +38,9 @@ def log_ticks(low: float, high: float) -> list[float]:
 def tick_label(value: float) -> str:
     """A short label."""
     size = abs(value)
-    if size and (size < 1e-3 or size >= 1e6):
-        return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e")
+    if size and (size < 5e-3 or size >= 1e6):
+        digits, exponent = f"{value:.2e}".split("e")
+        return f"{digits.rstrip('0').rstrip('.')}e{int(exponent)}"
     return f"{value:,.6g}"
 
 

@@ -12,7 +12,9 @@ MISSING = "–"  # noqa: RUF001 (an en dash is what a table shows for "none")
 
 def plain_text(text: str) -> str:
     """The text for terminals that may know ASCII only."""
-    return text.translate(str.maketrans({"×": "x", "→": "->", "–": "-", "²": "^2"}))  # noqa: RUF001
+    for sign, plain in (("×", "x"), ("→", "->"), ("–", "-"), ("²", "^2")):  # noqa: RUF001
+        text = text.replace(sign, plain)
+    return text
 
 
 def number(value: Any, form: str = ",.0f", unit: str = "") -> str:
@@ -64,6 +66,10 @@ def _accuracy(summary: Summary, which: str, name: str) -> Any:
 
 def _coco(summary: Summary, which: str) -> Any:
     return _accuracy(summary, which, "coco_ap")
+
+
+# The rows that a page shows large.
+LARGE = ("Bytes per frame", "Ratio to raw", "Bits per value", "Relative MSE", "mAP@0.5", "COCO AP")
 
 
 def _is_codec(summary: Summary) -> bool:
@@ -171,7 +177,11 @@ def _codec_rows(s: Summary) -> list[tuple[str, str, str]]:
         ("Raw float32", number(s.get("raw_bytes_per_frame"), ",.0f", " bytes"), shape_text(s)),
         ("Ratio to raw", number(s.get("compression_ratio"), ",.1f", "×"), "raw / file"),  # noqa: RUF001
         ("Bits per value", number(s.get("bits_per_value"), ".4f"), "file bits / feature values"),
-        ("Relative MSE", significant(s.get("relative_mse")), "squared error / the level's scale²"),
+        (
+            "Relative MSE",
+            significant(s.get("relative_mse")),
+            f"squared error / the level's scale²; PSNR {number(s.get('psnr'), '.1f', ' dB')}",
+        ),
         (
             "mAP@0.5",
             _arrow(number(s.get("map50_uncompressed"), ".4f"), number(s.get("map50"), ".4f")),
@@ -249,9 +259,8 @@ def lead(summary: Summary) -> str:
     data, frames = summary.get("data", "unnamed data"), number(summary.get("frames"))
     if _is_codec(summary):
         text = (
-            f"The detector's features of level {level_name(summary)} "
-            f"({shape_text(summary)}, {number(summary.get('raw_bytes_per_frame'))} bytes as raw "
-            f"float32) were written to files of {number(summary.get('bytes_per_frame'), ',.1f')} "
+            f"The detector's features of level {level_name(summary)}, {shape_text(summary)} values "
+            f"or {number(summary.get('raw_bytes_per_frame'))} bytes as raw float32, were written to files of {number(summary.get('bytes_per_frame'), ',.1f')} "
             f"bytes a frame on average, {number(summary.get('compression_ratio'), ',.1f')} times "
             f"smaller, and read back. On {frames} held-out frames ({data}), the detector's "
             f"mAP@0.5 was {number(summary.get('map50_uncompressed'), '.4f')} with the features as "
