@@ -45,7 +45,7 @@ extra=()
 while (($#)); do
   case $1 in
     --level | --fpn_level | --config | --detection_checkpoint | --lambda | --device)
-      [[ $# -ge 2 && -n $2 ]] || fail "$1 needs a value"
+      [[ $# -ge 2 && -n $2 && $2 != --* ]] || fail "$1 needs a value"
       case $1 in
         --level | --fpn_level) level=$2 ;;
         --config) config=$2 ;;

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import zipfile
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from html import escape
 from pathlib import Path
@@ -80,9 +81,10 @@ def read_records(run: Path) -> list[dict[str, Any]]:
 def read_arrays(run: Path) -> dict[str, np.ndarray]:
     """The arrays of `evaluation.npz`; empty where there is no readable file."""
     try:
-        with np.load(run / "evaluation.npz", allow_pickle=False) as file:
+        # numpy closes a file of ours only: one that it opens stays open if it is damaged.
+        with open(run / "evaluation.npz", "rb") as raw, np.load(raw, allow_pickle=False) as file:
             return {name: file[name] for name in file.files}
-    except (OSError, ValueError, EOFError, zipfile.BadZipFile):
+    except (OSError, ValueError, EOFError, zipfile.BadZipFile, zlib.error):
         return {}
 
 
@@ -224,9 +226,17 @@ def _alt(label: str, series: Sequence[plots.Series], unit: str) -> str:
     return f"{label} by {unit}: {'; '.join(ends)}" if ends else f"{label} by {unit}"
 
 
+def _finite(values: Any) -> np.ndarray:
+    """[N] float: the numbers among the values."""
+    array = np.asarray(values, float).ravel()
+    return array[np.isfinite(array)]
+
+
 def _bits(arrays: Mapping[str, np.ndarray]) -> str:
-    channels = np.asarray(arrays.get("channel_bits", ()), float).ravel()
-    sizes = np.asarray(arrays.get("frame_bytes", ()), float).ravel()
+    channels, sizes, errors = (
+        _finite(arrays.get(name, ()))
+        for name in ("channel_bits", "frame_bytes", "frame_relative_mse")
+    )
     figures = []
     if channels.size:
         total = max(float(channels.sum()), 1e-9)
@@ -250,7 +260,6 @@ def _bits(arrays: Mapping[str, np.ndarray]) -> str:
             sizes, x_label="bytes per frame", y_label="frames", alt=f"histogram of {words}"
         )
         figures.append(_figure(chart, f"Bytes per frame: {words} (dashed)."))
-    errors = np.asarray(arrays.get("frame_relative_mse", ()), float).ravel()
     if errors.size:
         chart = plots.histogram(
             errors,
@@ -365,7 +374,9 @@ def build_page(run_dir: str | os.PathLike[str]) -> Path:
         raise CheckpointError(f"{str(run)!r} is not a directory; give that of a run.")
     config = _read_json(run / "config.json")
     finished = _read_json(run / "summary.json")
-    summary = finished or {k: config[k] for k in ("task", "level", "profile") if k in config}
+    summary = finished or {
+        k: config[k] for k in ("task", "level", "profile") if config.get(k) is not None
+    }
     atomic_write(run / PAGE, run_page(summary, config, read_records(run), read_arrays(run)))
     return run / PAGE
 

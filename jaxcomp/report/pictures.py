@@ -31,9 +31,9 @@ _DIVERGING = ((24, 60, 150), (120, 160, 220), (240, 240, 240), (225, 140, 110), 
 
 
 def _colours(x: np.ndarray, low: float, high: float, stops: Sequence[Any]) -> np.ndarray:
-    """[H, W] float -> [H, W, 3] uint8 on a scale from `low` to `high`; NaN shows as `low`."""
+    """[H, W] float -> [H, W, 3] uint8 on a scale from `low` to `high`."""
     span = high - low if high > low else 1.0
-    place = np.clip((np.nan_to_num(x, nan=low) - low) / span, 0, 1) * (len(stops) - 1)
+    place = np.clip((x - low) / span, 0, 1) * (len(stops) - 1)
     table = np.asarray(stops, float)
     channels = [np.interp(place, np.arange(len(stops)), table[:, i]) for i in range(3)]
     return np.stack(channels, -1).round().astype(np.uint8)
@@ -65,7 +65,7 @@ def _map_picture(values: np.ndarray, low: float, high: float, stops: Any, alt: s
 
 def strongest_channels(original: np.ndarray, count: int = CHANNELS) -> np.ndarray:
     """Indices of the channels of [H, W, C] whose values vary most over the picture."""
-    return np.argsort(-np.nan_to_num(original.std((0, 1))), kind="stable")[:count]
+    return np.argsort(-original.std((0, 1)), kind="stable")[:count]
 
 
 def feature_maps(original: np.ndarray, restored: np.ndarray, name: str) -> str:
@@ -81,9 +81,10 @@ def feature_maps(original: np.ndarray, restored: np.ndarray, name: str) -> str:
       from end to end, centred at zero.
     """
     rows = []
+    original, restored = (np.nan_to_num(np.asarray(x, float)) for x in (original, restored))
     for channel in strongest_channels(original):
-        a, b = (np.asarray(x[..., channel], float) for x in (original, restored))
-        low, high = float(np.nanmin(a)), float(np.nanmax(a))
+        a, b = original[..., channel], restored[..., channel]
+        low, high = float(a.min()), float(a.max())
         half = (high - low) / 2 or 1.0
         error = float(np.sqrt(np.mean((a - b) ** 2)))
         where = f"channel {channel} of frame {name}"
@@ -178,7 +179,7 @@ def detection_panels(
     Returns:
       Figures; the camera picture is stored once and shown in each.
     """
-    image = np.asarray(arrays["image"][i])
+    image = np.asarray(arrays["image"][i], np.uint8)
     height, width = image.shape[:2]
     name = int(arrays["image_id"][i]) if "image_id" in arrays else i
     unit = max(width / (90 if width > NATURAL else 38), 6.0)

@@ -214,7 +214,7 @@ def sorted_bars(values: ArrayLike, *, x_label: str, y_label: str, alt: str) -> s
         return ""
     order = np.argsort(-array, kind="stable")
     heights = [float(array[i]) for i in order]
-    frame = _Frame((0, len(heights)), (0.0, max(heights)))
+    frame = _Frame((0, len(heights)), (0.0, max(heights) or 1.0))
     axes = frame.axes(x_label, y_label, [t for t in ticks(0, len(heights), 6) if t == int(t)])
     bars = _bars(
         frame, range(len(heights) + 1), heights, lambda i: f"channel {order[i]}: {heights[i]:.4g}"

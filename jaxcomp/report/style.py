@@ -70,5 +70,6 @@ a { color: var(--s0); }
 @media print { :root { color-scheme: light; --ink: #000; --soft: #444; --line: #bbb;
   --paper: #fff; --card: #f3f3f3; --s0: #1f6fb4; --s1: #b04a15; --s2: #2c7a3d; }
   body { max-width: none; font-size: 11pt; } h2 { break-after: avoid; }
-  details > *:not(summary) { display: block; } .card, img, svg { print-color-adjust: exact; } }
+  details::details-content { content-visibility: visible; block-size: auto; }
+  .card, img, svg { print-color-adjust: exact; } }
 """

@@ -247,9 +247,10 @@ def text_table(summary: Summary) -> str:
 
 def page_title(summary: Summary) -> str:
     """What a run is, in a few words."""
-    if isinstance(summary.get("level"), int) and _is_codec(summary):
-        weight = number(summary.get("rate_weight"), "g")
-        return f"Feature codec for level {level_name(summary)}, rate weight {weight}"
+    if summary.get("task") == "feature_codec" or _is_codec(summary):
+        weight = summary.get("rate_weight")
+        more = f", rate weight {number(weight, 'g')}" if weight is not None else ""
+        return f"Feature codec for level {level_name(summary)}{more}"
     name = {"detect": "Detector"}.get(str(summary.get("task")), str(summary.get("task", "Run")))
     return f"{name}, {summary['profile']} profile" if summary.get("profile") else name
 
@@ -258,15 +259,16 @@ def lead(summary: Summary) -> str:
     """What was measured, on what data, in plain sentences."""
     data, frames = summary.get("data", "unnamed data"), number(summary.get("frames"))
     if _is_codec(summary):
+        raw, size = (number(summary.get(f"{k}bytes_per_frame"), ",.0f") for k in ("raw_", ""))
         text = (
             f"The detector's features of level {level_name(summary)}, {shape_text(summary)} values "
-            f"or {number(summary.get('raw_bytes_per_frame'))} bytes as raw float32, were written to files of {number(summary.get('bytes_per_frame'), ',.1f')} "
-            f"bytes a frame on average, {number(summary.get('compression_ratio'), ',.1f')} times "
-            f"smaller, and read back. On {frames} held-out frames ({data}), the detector's "
-            f"mAP@0.5 was {number(summary.get('map50_uncompressed'), '.4f')} with the features as "
-            f"they are and {number(summary.get('map50'), '.4f')} "
-            f"({percent(summary.get('map50_kept'))} kept) with this one level replaced by what was "
-            "read back; the other levels stayed as they were."
+            f"or {raw} bytes as raw float32, were written to files of {size} bytes a frame on "
+            f"average, {number(summary.get('compression_ratio'), ',.1f')} times smaller, and read "
+            f"back. On {frames} held-out frames ({data}), the detector's mAP@0.5 was "
+            f"{number(summary.get('map50_uncompressed'), '.4f')} with the features as they are and "
+            f"{number(summary.get('map50'), '.4f')} ({percent(summary.get('map50_kept'))} kept) "
+            "with this one level replaced by what was read back; the other levels stayed as they "
+            "were."
         )
     else:
         text = (
