@@ -296,6 +296,7 @@ def test_text_table_is_plain_and_aligned():
 
 def test_text_table_of_almost_nothing():
     assert report.text_table({}).startswith("Run\n")
+    assert "Parameters" not in report.text_table({})
     assert "-" in report.text_table({"task": "feature_codec", "bytes_per_frame": float("nan")})
 
 

@@ -21,8 +21,18 @@ from jaxcomp.workdir import atomic_write
 
 Record = Mapping[str, Any]
 PAGE = "index.html"
-# Bookkeeping of the trainer that is no curve of its own.
-NOT_PLOTTED = {"updated", "finite", "bad_leaf", "lr", "count", "rate_loss", "epoch", "step"}
+# Bookkeeping of the trainer, and what another curve shows already.
+NOT_PLOTTED = {
+    "updated",
+    "finite",
+    "bad_leaf",
+    "lr",
+    "count",
+    "epoch",
+    "step",
+    "rate_loss",
+    "total",
+}
 CURVES = (
     ("loss", "loss"),
     ("distortion", "distortion (relative MSE)"),

@@ -71,5 +71,6 @@ a { color: var(--s0); }
   --paper: #fff; --card: #f3f3f3; --s0: #1f6fb4; --s1: #b04a15; --s2: #2c7a3d; }
   body { max-width: none; font-size: 11pt; } h2 { break-after: avoid; }
   details::details-content { content-visibility: visible; block-size: auto; }
+  .frame { grid-template-columns: repeat(3, minmax(0, 1fr)); break-inside: avoid; }
   .card, img, svg { print-color-adjust: exact; } }
 """

@@ -220,12 +220,13 @@ def _detector_rows(s: Summary) -> list[tuple[str, str, str]]:
 
 def run_rows(summary: Summary) -> list[tuple[str, str, str]]:
     """What training and the model cost: (what, value, note)."""
-    return [
+    rows = [
         ("Frames", number(summary.get("frames")), f"held out, {summary.get('data', MISSING)}"),
         ("Parameters", number(summary.get("params")), "trained"),
         ("Training step", number(summary.get("train_step_ms"), ",.1f", " ms"), "median"),
         ("Whole run", number(summary.get("seconds"), ",.0f", " s"), "with data and evaluation"),
     ]
+    return [row for row in rows if row[1] != MISSING]
 
 
 def text_table(summary: Summary) -> str:
