@@ -13,7 +13,7 @@ import pytest
 from jaxcomp import report
 from jaxcomp.errors import CheckpointError
 from jaxcomp.report import __main__ as command
-from jaxcomp.report import page, pictures, plots, tables
+from jaxcomp.report import index, page, pictures, plots, tables
 
 HOSTILE = "<script>alert('x')</script>\"&|"
 VOID = {"meta", "img", "br", "link", "hr", "input", "image", "use", "rect", "line", "circle"}
@@ -203,7 +203,7 @@ def test_hostile_text_stays_text(run):
         commit=HOSTILE,
     )
     assert "<script" not in page.run_page(hostile, {}, make_records(), make_arrays())
-    assert "<script" not in page.index_page([(HOSTILE, hostile)])
+    assert "<script" not in index.index_page([(HOSTILE, hostile)])
 
 
 def test_page_names_measurement_data_and_command(run):

@@ -6,7 +6,8 @@
 Pages are one file each: pictures are inside, nothing is fetched, no script runs.
 """
 
-from jaxcomp.report.page import build_index, build_page
+from jaxcomp.report.index import build_index
+from jaxcomp.report.page import build_page
 from jaxcomp.report.tables import markdown_table, text_table
 
 __all__ = ["build_index", "build_page", "markdown_table", "text_table"]

@@ -9,7 +9,9 @@ from pathlib import Path
 
 from jaxcomp.errors import CheckpointError, JaxcompError
 from jaxcomp.report import tables
-from jaxcomp.report.page import build_index, build_page, read_summary
+from jaxcomp.report.index import build_index
+from jaxcomp.report.page import build_page
+from jaxcomp.report.reading import read_summary
 
 
 def find_run(path: Path) -> Path:
