@@ -41,7 +41,7 @@ class Stream:
       name: which map ("p3"); at most 255 bytes of UTF-8, may be empty.
       shape: (H, W) of the features.
       stages: the latents are ceil(H / 2^stages) x ceil(W / 2^stages).
-      lanes: of the rANS coder, a power of two.
+      lanes: of the rANS coder, a power of two, or 0 for its short form.
       payload: what `rans.encode` returned.
     """
 
@@ -172,7 +172,8 @@ def _stream_header(stream: Stream) -> bytes:
     if len(name) > 255 or not 0 <= stream.stages < 16 or min(stream.shape) < 1:
         raise BitstreamError(f"stream {stream.name!r}: name, stages or shape out of range")
     shape = write_varint(stream.shape[0]) + write_varint(stream.shape[1])
-    packed = stream.stages << 4 | stream.lanes.bit_length() - 1
+    # Four bits: log2 of the lanes, or 15 for the short form (-1 in two's complement).
+    packed = stream.stages << 4 | (stream.lanes.bit_length() - 1) & 15
     return bytes([len(name)]) + name + shape + bytes([packed])
 
 
@@ -189,7 +190,8 @@ def _read_stream_header(blob: bytes, position: int) -> tuple[str, tuple[int, int
     width, position = read_varint(blob, position)
     if position >= len(blob):
         raise TruncatedStreamError(f"the file ends inside the header of stream {name!r}")
-    stages, lanes = blob[position] >> 4, 1 << (blob[position] & 15)
+    stages, code = blob[position] >> 4, blob[position] & 15
+    lanes = 0 if code == 15 else 1 << code
     if min(height, width) < 1 or lanes > MAX_LANES:
         raise CorruptStreamError(f"stream {name!r}: shape {height}x{width}, {lanes} lanes")
     return name, (height, width), stages, lanes, position + 1

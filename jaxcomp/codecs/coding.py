@@ -166,7 +166,7 @@ def _check_tables(codec: FactorisedCodec, tables: CdfTables) -> None:
 def _analyse(
     codec: FactorisedCodec, variables: Variables, median: jax.Array, x: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    y = codec.apply(variables, x, method="analyse")
+    y: Any = codec.apply(variables, x, method="analyse")
     return symbols(y, median), jnp.isfinite(x).all() & jnp.isfinite(y).all()
 
 
@@ -179,4 +179,5 @@ def _synthesise(
     shape: tuple[int, int],
 ) -> jax.Array:
     y = integers.astype(jnp.float32) + median.reshape(1, 1, 1, -1)
-    return codec.apply(variables, y, shape, method="synthesise")
+    x_hat: Any = codec.apply(variables, y, shape, method="synthesise")
+    return x_hat

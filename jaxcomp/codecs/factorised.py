@@ -79,6 +79,8 @@ class FactorisedCodec(nn.Module):
         y = self.analyse(x)
         median = self.median()
         if train:
+            if rng is None:
+                raise ValueError("training needs a key for the noise: pass rng")
             rated = quantise_noise(y, rng)
             decoded = quantise_ste(y, median) if self.straight_through else rated
         else:

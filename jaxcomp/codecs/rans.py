@@ -12,8 +12,13 @@ as the escape, and its value follows in a section after the words: the lanes nev
 
     payload = varint(E) | K states (uint32) | words (uint16) ... | E bytes of escaped values
 
-in little endian; nothing at all for no symbols. docs/bitstream.md specifies it exactly. The format
-has two implementations here that agree byte for byte: numpy, one step of all lanes at a time
+in little endian; nothing at all for no symbols. Short streams without escapes take a leaner form,
+written as lanes = 0: one state that starts at 1 instead of 2^16 and loses its zero top bytes,
+
+    payload = state (3 or 4 bytes; 1 to 4 if no words follow) | words (uint16) ...
+
+which costs about 2 bytes over the ideal instead of 4. docs/bitstream.md specifies both exactly.
+Each has two implementations here that agree byte for byte: numpy, one step of all lanes at a time
 (`reference=True`, to read), and loops compiled by numba (to use).
 """
 
@@ -30,6 +35,8 @@ from jaxcomp.errors import CorruptStreamError, ShapeError, TruncatedStreamError
 
 MAX_LANES = 64
 _LOW = 1 << 16  # smallest value of a state, and its start
+SHORT = 0  # "lanes" of the lean form: one lane, no escapes
+_SHORT_START = 1
 _LANE_BYTES = 8192  # coded bytes per lane: a lane costs about 2 bytes, 0.025 % of that
 
 
@@ -41,7 +48,8 @@ def encode(
     Args:
       symbols: [..., M] integers round(y - median), coded in C order.
       tables: the tables of the M channels.
-      lanes: a power of two up to 64; None chooses by the expected size.
+      lanes: a power of two up to 64; None chooses by the expected size, and `SHORT` (0) where
+        that is one lane and there are no escapes.
       reference: use the plain numpy implementation.
 
     Returns:
@@ -57,11 +65,16 @@ def encode(
             f"the tables take integers [..., {tables.channels}]"
         )
     flat = np.ascontiguousarray(symbols, np.int32).reshape(-1)
+    automatic = lanes is None
     lanes = choose_lanes(flat, tables) if lanes is None else _checked_lanes(lanes)
     if not flat.size:
         return b"", lanes
     run = _encode_numpy if reference else _encode_numba
-    states, words, escapes = run(flat, tables, lanes)
+    if automatic and lanes == 1:
+        states, words, escapes = run(flat, tables, np.full(1, _SHORT_START, np.uint32))
+        if not escapes:
+            return _pack_short(int(states[0]), words), SHORT
+    states, words, escapes = run(flat, tables, np.full(lanes, _LOW, np.uint32))
     outside = _pack_escapes(flat, tables) if escapes else b""
     parts = (states.astype("<u4"), words.astype("<u2"))
     return write_varint(len(outside)) + b"".join(p.tobytes() for p in parts) + outside, lanes
@@ -86,15 +99,17 @@ def decode(
       TruncatedStreamError: the payload ends too early.
       CorruptStreamError: it is too long, or its states do not end where encoding began.
     """
-    lanes = _checked_lanes(lanes)
+    if lanes != SHORT:
+        lanes = _checked_lanes(lanes)
     if count == 0 and not payload:
         return np.zeros(0, np.int32)
-    states, words, outside = _split(payload, lanes)
+    start = _SHORT_START if lanes == SHORT else _LOW
+    states, words, outside = _split_short(payload) if lanes == SHORT else _split(payload, lanes)
     run = _decode_numpy if reference else _decode_numba
-    numbers, used = run(states, words, count, tables)
+    numbers, used = run(states, words, count, tables, start)
     if used > len(words):
         raise TruncatedStreamError(f"rANS payload: more than its {len(words)} words are needed")
-    if used < len(words) or (states != _LOW).any():
+    if used < len(words) or (states != start).any():
         raise CorruptStreamError("rANS payload: the final states are wrong; the data were damaged")
     return _unpack_escapes(numbers, outside, tables)
 
@@ -184,6 +199,28 @@ def _unpack_escapes(numbers: np.ndarray, data: bytes, tables: CdfTables) -> np.n
     return symbols.astype(np.int32).reshape(-1)
 
 
+def _pack_short(state: int, words: np.ndarray) -> bytes:
+    """The lean payload: the state without zero top bytes, then the words."""
+    size = max(1, (state.bit_length() + 7) // 8)
+    return state.to_bytes(size, "little") + words.astype("<u2").tobytes()
+
+
+def _split_short(payload: bytes) -> tuple[np.ndarray, np.ndarray, bytes]:
+    """(state [1] uint32, words uint16, no escape bytes) of a lean payload.
+
+    Words follow only a state of at least 2^16, so the length tells the size of the state: all of
+    up to 4 bytes, else 3 if it is odd and 4 if it is even.
+    """
+    if not payload:
+        raise TruncatedStreamError("rANS payload: it is empty, the state is missing")
+    size = len(payload) if len(payload) <= 4 else 4 - len(payload) % 2
+    state = int.from_bytes(payload[:size], "little")
+    if (size > 1 and state >> 8 * (size - 1) == 0) or (len(payload) > 4 and state < _LOW):
+        raise CorruptStreamError("rANS payload: the state has zero top bytes")
+    words = np.frombuffer(payload, "<u2", offset=size).astype(np.uint16)
+    return np.asarray([state], np.uint32), words, b""
+
+
 def _split(payload: bytes, lanes: int) -> tuple[np.ndarray, np.ndarray, bytes]:
     """(states [K] uint32, words uint16, escape bytes) of a payload."""
     escape_bytes, start = read_varint(payload, 0)
@@ -203,14 +240,15 @@ def _split(payload: bytes, lanes: int) -> tuple[np.ndarray, np.ndarray, bytes]:
 
 
 def _encode_numpy(
-    flat: np.ndarray, tables: CdfTables, lanes: int
+    flat: np.ndarray, tables: CdfTables, initial: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    """The reference encoder: (states, words, number of escapes)."""
+    """The reference encoder from initial states: (states, words, number of escapes)."""
+    lanes = len(initial)
     channel, number = _numbers(flat, tables)
     start = tables.cdf[channel, number].astype(np.uint64)
     width = tables.cdf[channel, number + 1].astype(np.uint64) - start
     n = np.uint64(tables.precision)
-    states = np.full(lanes, _LOW, np.uint64)
+    states = initial.astype(np.uint64)
     words: list[int] = []
     for first in reversed(range(0, flat.size, lanes)):
         f, c = width[first : first + lanes], start[first : first + lanes]
@@ -224,9 +262,12 @@ def _encode_numpy(
 
 
 def _decode_numpy(
-    states: np.ndarray, words: np.ndarray, count: int, tables: CdfTables
+    states: np.ndarray, words: np.ndarray, count: int, tables: CdfTables, start: int
 ) -> tuple[np.ndarray, int]:
-    """The reference decoder: (positions in the tables, words needed); `states` ends in place."""
+    """The reference decoder: (positions in the tables, words needed); `states` ends in place.
+
+    Encoding began at `start`. Below 2^16 the last symbols decode without new words.
+    """
     lanes, position = len(states), 0
     numbers = np.zeros(count, np.int64)
     mask = np.uint64((1 << tables.precision) - 1)
@@ -240,7 +281,9 @@ def _decode_numpy(
         x = f * (x >> np.uint64(tables.precision)) + slot - c
         (hungry,) = np.nonzero(x < _LOW)  # the first lane reads first
         if position + len(hungry) > len(words):
-            return numbers, len(words) + 1
+            if start == _LOW:
+                return numbers, len(words) + 1
+            hungry = hungry[: len(words) - position]
         new = words[position : position + len(hungry)].astype(np.uint64)
         x[hungry] = (x[hungry] << np.uint64(16)) | new
         position += len(hungry)
@@ -250,19 +293,19 @@ def _decode_numpy(
 
 
 def _encode_numba(
-    flat: np.ndarray, tables: CdfTables, lanes: int
+    flat: np.ndarray, tables: CdfTables, initial: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, int]:
-    states, words = np.full(lanes, _LOW, np.uint32), np.empty(flat.size, np.uint16)
+    states, words = initial.copy(), np.empty(flat.size, np.uint16)
     args = (tables.offset, tables.length, tables.cdf, tables.precision, states, words)
     emitted, escapes = _compiled()[0](flat, *args)
     return states, words[:emitted][::-1], escapes
 
 
 def _decode_numba(
-    states: np.ndarray, words: np.ndarray, count: int, tables: CdfTables
+    states: np.ndarray, words: np.ndarray, count: int, tables: CdfTables, start: int
 ) -> tuple[np.ndarray, int]:
     numbers = np.zeros(count, np.int64)
-    args = (tables.buckets, tables.cdf, tables.precision, states, words, numbers)
+    args = (tables.buckets, tables.cdf, tables.precision, states, words, start == _LOW, numbers)
     return numbers, _compiled()[1](*args)
 
 
@@ -291,8 +334,11 @@ def _encode_loop(flat, offset, length, cdf, precision, states, words):
     return emitted, escapes
 
 
-def _decode_loop(buckets, cdf, precision, states, words, numbers):
-    """Scalar decoder; fills `numbers`, returns the words needed (one more than there are: stop)."""
+def _decode_loop(buckets, cdf, precision, states, words, strict, numbers):
+    """Scalar decoder; fills `numbers`, returns the words needed (one more than there are: stop).
+
+    With `strict` a state below 2^16 needs a word; without, the last symbols decode below it.
+    """
     n, low = np.uint64(precision), np.uint64(1 << 16)
     mask = (np.uint64(1) << n) - np.uint64(1)
     lanes, channels = len(states), len(buckets)
@@ -306,10 +352,11 @@ def _decode_loop(buckets, cdf, precision, states, words, numbers):
         c = np.uint64(cdf[m, k])
         x = (np.uint64(cdf[m, k + 1]) - c) * (x >> n) + slot - c
         if x < low:
-            if used >= len(words):
+            if used < len(words):
+                x = (x << np.uint64(16)) | np.uint64(words[used])
+                used += 1
+            elif strict:
                 return len(words) + 1
-            x = (x << np.uint64(16)) | np.uint64(words[used])
-            used += 1
         states[lane] = x
         numbers[i] = k
         m = m + 1 if m + 1 < channels else 0
@@ -330,9 +377,11 @@ def _compiled() -> tuple[Callable, Callable]:
     rows, out = (view(u32, 2), i64), (u32[::1],)
     specs = (
         (_encode_loop, (view(i32, 1), view(i32, 1), view(i32, 1), *rows, *out, u16[::1])),
-        (_decode_loop, (view(i32, 2), *rows, *out, view(u16, 1), i64[::1])),
+        (_decode_loop, (view(i32, 2), *rows, *out, view(u16, 1), numba.boolean, i64[::1])),
     )
-    compiled = []
+    compiled: list[Any] = []
+    options: dict[str, Any]
+    signature: Any
     for loop, signature in specs:
         options = {"nogil": True, "error_model": "numpy", "boundscheck": False}
         try:

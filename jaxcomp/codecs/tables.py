@@ -219,9 +219,14 @@ def quantise_pmf(pmf: np.ndarray, precision: int) -> np.ndarray:
     left = total - int(f.sum())
     while True:
         add, take = _peek(gain, f, p, 0), _peek(loss, f, p, -1)
+        assert add is not None  # a unit can always be added somewhere
         if left == 0 and (take is None or -add[0] <= take[0] + 1e-15):
             return f
-        i, step = (add[1], 1) if left >= 0 else (take[1], -1)
+        if left < 0:
+            assert take is not None  # len(pmf) <= total, so some frequency is above one
+            i, step = take[1], -1
+        else:
+            i, step = add[1], 1
         f[i] += step
         left -= step
         heapq.heappush(gain, (-_saving(p[i], f[i]), i))

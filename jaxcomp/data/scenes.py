@@ -14,6 +14,7 @@ import functools
 import io
 import logging
 import os
+import sys
 import warnings
 
 import numpy as np
@@ -106,7 +107,16 @@ class Scenes(tfds.core.GeneratorBasedBuilder, skip_registration=True):
     def _generate_examples(self, split: str, size: int):
         config = self.builder_config
         frames = scenes_worker.examples(config.settings.frame(), split, size, config.workers)
-        yield from tqdm.tqdm(frames, f"scenes {split}", size, leave=False, unit="frame")
+        # On a terminal a live bar; in a log file a line every ten seconds.
+        quiet = not sys.stderr.isatty()
+        yield from tqdm.tqdm(
+            frames,
+            f"scenes {split}",
+            size,
+            leave=quiet,
+            unit="frame",
+            mininterval=10 if quiet else 0.2,
+        )
 
 
 def scenes_builder(

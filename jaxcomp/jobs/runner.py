@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -10,12 +11,13 @@ from typing import Any
 
 import jax
 
+from jaxcomp import checkpoint, train
 from jaxcomp import config as config_lib
-from jaxcomp import train
 from jaxcomp import workdir as workdir_lib
 from jaxcomp.errors import CheckpointError
 from jaxcomp.jobs import build_job, run_location
 from jaxcomp.log import LOG
+from jaxcomp.types import TrainState
 
 
 def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: float) -> Any:
@@ -52,14 +54,51 @@ def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: f
         print(f"run directory: {directory.path}{' (resuming)' if directory.resumed else ''}")
         _use_compilation_cache()
         job = build_job(config)
-        result = train.fit(job.task, config, job.splits, directory.path, callbacks=job.callbacks)
+        result = _trained(directory) if mode == "eval" else _train(job, config, directory)
         metrics = job.evaluate(result, directory.path, _frames_done("evaluate"))
         summary = _summary(config, argv, result, metrics, directory, started)
         directory.finish(summary)
-        from jaxcomp import report  # matplotlib comes with it; training does not wait for it
+        from jaxcomp import report
 
         report.build_page(directory.path)
         return _show(directory.path)
+
+
+def _train(job: Any, config: Any, directory: workdir_lib.Workdir) -> train.FitResult:
+    """Trains or goes on; the step's time survives a kill between training and evaluation."""
+    result = train.fit(job.task, config, job.splits, directory.path, callbacks=job.callbacks)
+    record = directory.path / "timing.json"
+    if result.train_step_ms is not None:
+        timing = {"train_step_ms": result.train_step_ms, "input_wait": result.input_wait}
+        directory.write_json(record.name, timing)
+    elif record.exists():
+        result = dataclasses.replace(result, **json.loads(record.read_text()))
+    return result
+
+
+def _trained(directory: workdir_lib.Workdir) -> train.FitResult:
+    """The best checkpoint of a run as a result, without training."""
+    variables, meta, _ = checkpoint.load_frozen(directory.path)
+    old: dict[str, Any] = {}
+    if directory.finished:
+        old = json.loads((directory.path / "summary.json").read_text())
+    state = TrainState(
+        step=meta["step"], params=variables["params"], stats=variables["stats"], opt=()
+    )
+    return train.FitResult(
+        state=state,
+        frozen={},
+        history=(),
+        best_epoch=old.get("best_epoch", 0),
+        best_loss=old.get("best_validation_loss", float("nan")),
+        epochs=old.get("epochs", 0),
+        steps=old.get("steps", meta["step"]),
+        stopped=old.get("stopped", "evaluated before the end"),
+        skipped=old.get("skipped_steps", 0),
+        train_step_ms=old.get("train_step_ms"),
+        input_wait=old.get("input_wait", 0.0),
+        seconds=old.get("train_seconds", 0.0),
+    )
 
 
 def _use_compilation_cache() -> None:

@@ -1,0 +1,1 @@
+"""Other frameworks' weights in and out, without needing those frameworks."""
