@@ -51,8 +51,9 @@ def _parser() -> argparse.ArgumentParser:
     detect.add_argument("--out", help="a .json to write; a picture .png goes beside it")
 
     report = commands.add_parser("report", help="pages and a table from run directories")
-    report.add_argument("dirs", nargs="+", help="run directories")
-    report.add_argument("--out", default="report.html", help="the page that compares them")
+    report.add_argument("dirs", nargs="+", help="run directories, or folders of runs")
+    report.add_argument("--markdown", action="store_true", help="print the table as Markdown")
+    report.add_argument("--out", type=Path, help="also write a page that compares them")
     return parser
 
 
@@ -160,18 +161,9 @@ def _draw(image: str, rows: list[dict[str, Any]], out: Path) -> None:
 
 
 def _report(args: argparse.Namespace, *_: Any) -> None:
-    from jaxcomp import report
+    from jaxcomp.report import __main__ as report
 
-    dirs = [Path(d) for d in args.dirs]
-    for directory in dirs:
-        if not (directory / "summary.json").exists():
-            raise DataError(
-                f"{str(directory)!r} has no summary.json; give finished run directories"
-            )
-        report.build_page(directory)
-    report.build_index(dirs, Path(args.out))
-    print(report.markdown_table([json.loads((d / "summary.json").read_text()) for d in dirs]))
-    print(f"page: {args.out}")
+    report.run([Path(d) for d in args.dirs], markdown=args.markdown, out=args.out)
 
 
 COMMANDS = {

@@ -45,24 +45,38 @@ def parser() -> argparse.ArgumentParser:
     return words
 
 
+def run(paths: Sequence[Path], *, markdown: bool = False, out: Path | None = None) -> None:
+    """Rebuilds pages and prints the table of several runs.
+
+    Args:
+      paths: run directories, or folders of which the run finished last is taken.
+      markdown: print a Markdown table instead of a plain one.
+      out: also write the table as this page.
+
+    Raises:
+      CheckpointError: a path holds no finished run.
+    """
+    runs = [find_run(path) for path in paths]
+    summaries = [read_summary(run) for run in runs]
+    pages = [build_page(run) for run in runs]
+    if out:
+        pages.append(build_index(runs, out))
+    if markdown:
+        print(tables.markdown_table(summaries), end="")
+        return
+    one = len(summaries) == 1
+    print(tables.text_table(summaries[0]) if one else tables.plain_table(summaries), end="")
+    print("".join(f"page: {page}\n" for page in pages), end="")
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command; returns the exit status."""
     args = parser().parse_args(argv)
     try:
-        runs = [find_run(path) for path in args.runs]
-        summaries = [read_summary(run) for run in runs]
-        pages = [build_page(run) for run in runs]
-        if args.out:
-            pages.append(build_index(runs, args.out))
+        run(args.runs, markdown=args.markdown, out=args.out)
     except JaxcompError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1
-    if args.markdown:
-        print(tables.markdown_table(summaries), end="")
-    else:
-        one = len(summaries) == 1
-        print(tables.text_table(summaries[0]) if one else tables.plain_table(summaries), end="")
-        print("".join(f"page: {page}\n" for page in pages), end="")
     return 0
 
 
