@@ -290,7 +290,7 @@ def git_commit() -> str | None:
         return None
 
 
-def _cpu_model() -> str:
+def cpu_model() -> str:
     """The processor's name."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
@@ -307,7 +307,7 @@ def provenance() -> dict[str, Any]:
         | {p: v for p in _PACKAGES if (v := _version(p))},
         "hardware": {
             "platform": platform.platform(),
-            "cpu": _cpu_model(),
+            "cpu": cpu_model(),
             "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         },
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -102,8 +103,15 @@ def _trained(directory: workdir_lib.Workdir) -> train.FitResult:
 
 
 def _use_compilation_cache() -> None:
-    """Keeps compiled programs between runs: a resumed or repeated run starts at once."""
-    folder = Path.home() / ".cache" / "jaxcomp" / "xla"
+    """Keeps compiled programs between runs: a resumed or repeated run starts at once.
+
+    The folder is named after the processor, since a home directory may serve several kinds.
+    """
+    if jax.config.jax_compilation_cache_dir:
+        return  # the user's own choice
+    cpu = workdir_lib.cpu_model() + jax.__version__
+    name = hashlib.sha256(cpu.encode()).hexdigest()[:12]
+    folder = Path.home() / ".cache" / "jaxcomp" / "xla" / name
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError:
