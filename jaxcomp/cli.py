@@ -48,7 +48,9 @@ def _parser() -> argparse.ArgumentParser:
     detect.add_argument("--codec", help="codec.npz or a run directory; needed with --stream")
     detect.add_argument("--detector", help="detector.npz; default: the one that ships")
     detect.add_argument("--score", type=float, default=0.3, help="least score (default 0.3)")
-    detect.add_argument("--out", help="a .json to write; a picture .png goes beside it")
+    detect.add_argument(
+        "--out", help="a .json to write; the picture NAME_detections.png goes beside it"
+    )
 
     report = commands.add_parser("report", help="pages and a table from run directories")
     report.add_argument("dirs", nargs="+", help="run directories, or folders of runs")
@@ -85,15 +87,23 @@ def _inspect(args: argparse.Namespace, spec: str | None, overrides: list[str]) -
     print(json.dumps(description, indent=2) if args.json else complexity.text_table(description))
 
 
+def _output(out: str | Path, *inputs: str | None) -> Path:
+    """The path to write, refused where it is one of the files that are read."""
+    if any(name and Path(name).resolve() == Path(out).resolve() for name in inputs):
+        raise DataError(f"{str(out)!r} is an input; choose another --out")
+    return Path(out)
+
+
 def _compress(args: argparse.Namespace, *_: Any) -> None:
     from jaxcomp import loaders
 
-    detector, codec = loaders.load_detector(args.detector), loaders.load_codec(args.codec)
+    codec, detector = loaders.load_codec(args.codec), loaders.load_detector(args.detector)
+    codec.check_detector(detector)
     image, meta = detector.prepare(args.image)
     plain = {name: value[0].tolist() for name, value in meta.items()}
     features = detector.get_fpn_features(image)
     blob = codec.compress(features, {**plain, "classes": list(detector.classes)})
-    out = Path(args.out or Path(args.image).with_suffix(".jxc"))
+    out = _output(args.out or Path(args.image).with_suffix(".jxc"), args.image, args.codec)
     atomic_write(out, blob)
     raw = features[codec.level].nbytes
     print(f"{out}: {len(blob)} bytes for {codec.level} ({raw} bytes raw, {raw / len(blob):.0f}x)")
@@ -110,7 +120,8 @@ def _decompress(args: argparse.Namespace, *_: Any) -> None:
     features = codec.decompress(Path(args.stream).read_bytes())
     buffer = io.BytesIO()
     np.savez(buffer, **{name: np.asarray(value) for name, value in features.items()})
-    out = Path(args.out or Path(args.stream).with_suffix(".npz"))
+    default = Path(args.stream).with_suffix(".features.npz")
+    out = _output(args.out or default, args.stream, args.codec)
     atomic_write(out, buffer.getvalue())
     print(f"{out}: " + ", ".join(f"{k} {tuple(v.shape)}" for k, v in features.items()))
 
@@ -121,10 +132,13 @@ def _detect(args: argparse.Namespace, *_: Any) -> None:
     if args.stream and not args.codec:
         raise DataError("--stream needs --codec, the model that made it")
     detector = loaders.load_detector(args.detector)
+    if args.out:
+        _output(args.out, args.image, args.stream, args.codec)
     image, meta = detector.prepare(args.image)
     features = detector.get_fpn_features(image)
     if args.stream:
         codec = loaders.load_codec(args.codec)
+        codec.check_detector(detector)
         features = {**features, **codec.decompress(Path(args.stream).read_bytes())}
     found = detector.detect_from_features(features, meta)
     rows = [
@@ -140,7 +154,8 @@ def _detect(args: argparse.Namespace, *_: Any) -> None:
     print(f"{len(rows)} detections with a score of at least {args.score}")
     if args.out:
         atomic_write(args.out, json.dumps(rows, indent=2) + "\n")
-        _draw(args.image, rows, Path(args.out).with_suffix(".png"))
+        picture = Path(args.out).with_name(f"{Path(args.out).stem}_detections.png")
+        _draw(args.image, rows, _output(picture, args.image))
 
 
 def _draw(image: str, rows: list[dict[str, Any]], out: Path) -> None:

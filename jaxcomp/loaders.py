@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import glob
 import importlib.resources
+import math
 import os
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from jaxcomp import checkpoint, codecs
 from jaxcomp.codecs.factorised import FactorisedCodec
 from jaxcomp.codecs.tables import CdfTables
 from jaxcomp.data.images import fit_image, read_image
-from jaxcomp.errors import CheckpointError, ShapeError
+from jaxcomp.errors import BitstreamError, CheckpointError, ShapeError, TableMismatchError
 from jaxcomp.models.faster_rcnn import SIZE_MULTIPLE, FasterRCNN
 from jaxcomp.models.fpn import LEVELS
 from jaxcomp.tasks.detect import detector_config
@@ -111,7 +112,7 @@ class Detector:
         self.variables = variables
         self.meta = dict(meta)
         self.classes = tuple(meta["classes"])
-        self.digest = checkpoint.tree_digest(variables)
+        self.digest = str(meta.get("digest") or checkpoint.tree_digest(variables))
         self._head = jax.jit(functools.partial(model.apply, method="features"))
         self._tail = jax.jit(functools.partial(model.apply, method="detect"))
 
@@ -193,6 +194,14 @@ class Detector:
                     f"features[{name!r}] has shape {shape}; the detector needs "
                     f"[B, H, W, {channels}]"
                 )
+        height, width = np.shape(features["p5"])[1:3]
+        for name, times in (("p2", 8), ("p3", 4), ("p4", 2), ("p6", 0.5)):
+            wanted = (math.ceil(height * times), math.ceil(width * times))
+            if np.shape(features[name])[1:3] != wanted:
+                raise ShapeError(
+                    f"features[{name!r}] is {np.shape(features[name])[1:3]}, but beside a p5 of "
+                    f"{height}x{width} it must be {wanted}: they are of frames of different sizes"
+                )
 
     def detect(self, image: Any) -> dict[str, np.ndarray]:
         """Detections of one image of any size (path or uint8 [H, W, 3]), in its own pixels."""
@@ -216,9 +225,19 @@ def load_codec(path: str | os.PathLike[str]) -> LevelCodec:
     """
     path = find_file(path, CODEC_FILE)
     tree, meta = _read_kind(path, "codec")
-    codec = FactorisedCodec(**meta["model"])
-    tables = CdfTables.from_bytes(np.asarray(tree.pop("tables"), np.uint8).tobytes())
+    try:
+        codec = FactorisedCodec(**meta["model"])
+        tables = CdfTables.from_bytes(np.asarray(tree.pop("tables"), np.uint8).tobytes())
+        LEVELS[meta["level"]]
+    except (KeyError, TypeError, IndexError, BitstreamError) as error:
+        raise CheckpointError(f"{str(path)!r} is not a complete codec ({error!r})") from error
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+    size = 2**codec.stages
+    x = jax.ShapeDtypeStruct((1, size, size, codec.in_channels), jnp.float32)
+    wanted = jax.eval_shape(codec.init, jax.random.key(0), x)
+    checkpoint.check_same(
+        checkpoint.leaves_by_path(variables), checkpoint.leaves_by_path(wanted), path
+    )
     return LevelCodec(codec, variables, tables, meta)
 
 
@@ -266,4 +285,17 @@ class LevelCodec:
         Raises:
           BitstreamError: truncated, corrupt, of another version or of another model.
         """
-        return codecs.decompress(self.codec, self.variables, self.tables, blob)
+        features = codecs.decompress(self.codec, self.variables, self.tables, blob)
+        if not isinstance(features, dict) or set(features) != {self.level}:
+            held = sorted(features) if isinstance(features, dict) else "an unnamed level"
+            raise TableMismatchError(f"the stream holds {held}, this codec is for {self.level!r}")
+        return features
+
+    def check_detector(self, detector: Detector) -> None:
+        """Raises `CheckpointError` unless the codec was trained on this detector's features."""
+        wanted = self.meta.get("detector_digest")
+        if wanted and wanted != detector.digest:
+            raise CheckpointError(
+                f"the codec was trained on the features of another detector ({wanted[:12]}, "
+                f"this one is {detector.digest[:12]}); give that one by --detector"
+            )

@@ -57,11 +57,13 @@ class DataSplits:
       steps_per_epoch: batches that make one epoch.
       validation: makes a fresh iterator over the held-out batches, always in the same order. The
         last batch is padded to the full size; `batch["mask"]` ([B] float32, 1 = real) marks rows.
+      train_once: like `validation`, over the training rows: each once, in order, not augmented.
     """
 
     train: Callable[[], Any]
     steps_per_epoch: int
     validation: Callable[[], Iterator[Batch]]
+    train_once: Callable[[], Iterator[Batch]] | None = None
 
 
 @runtime_checkable

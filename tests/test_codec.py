@@ -11,7 +11,6 @@ import pytest
 from jaxcomp import codecs, errors
 from jaxcomp.codecs import bitstream, coding, rans
 from jaxcomp.codecs.factorised import FactorisedCodec, latent_shape
-from jaxcomp.codecs.transforms import macs
 
 CODEC = FactorisedCodec(4, 8, 6, stages=2)
 SHAPE = (3, 13, 22, 4)
@@ -135,10 +134,6 @@ def test_documented_parameter_counts():
         codec = FactorisedCodec(channels)
         shapes = jax.eval_shape(codec.init, jax.random.key(0), jnp.zeros((1, 16, 16, channels)))
         assert codecs.parameter_count(shapes) == count
-
-
-def test_macs_of_a_layer_are_counted():
-    assert macs(3, 8, 5, 1, (4, 6)) == 2 * 3 * 25 * 3 * 5
 
 
 def test_importing_the_package_does_not_import_jax():

@@ -7,8 +7,9 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from jaxcomp.evaluate.detection import image_sizes
 from jaxcomp.models.faster_rcnn import DetectorConfig, FasterRCNN
-from jaxcomp.tasks.detect import DetectTask, SamplingConfig, detector_config, image_sizes
+from jaxcomp.tasks.detect import DetectTask, SamplingConfig, detector_config
 
 SMALL = DetectorConfig(
     num_classes=3, stem_features=8, stage_blocks=(1, 1, 1, 1), stage_features=(8, 8, 16, 16),

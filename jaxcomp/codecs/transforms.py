@@ -9,7 +9,6 @@
 
 from __future__ import annotations
 
-import math
 from typing import Any
 
 import flax.linen as nn
@@ -75,16 +74,3 @@ class Transform(nn.Module):
             if not last:
                 x = GDN(self.transpose, name=f"gdn_{i}")(x)
         return x
-
-
-def macs(in_channels: int, hidden: int, features: int, stages: int, size: tuple[int, int]) -> int:
-    """Multiply-accumulates of one analysis (or synthesis) of an [H, W, C] map, with GDN."""
-    total, channels = 0, in_channels
-    height, width = size
-    for i in range(stages):
-        height, width = math.ceil(height / 2), math.ceil(width / 2)
-        out = features if i == stages - 1 else hidden
-        norm = 0 if i == stages - 1 else hidden * hidden
-        total += height * width * (25 * channels * out + norm)
-        channels = out
-    return total

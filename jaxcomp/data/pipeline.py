@@ -99,7 +99,8 @@ def make_data_splits(
     """`DataSplits` of two (gather, size) pairs.
 
     Args:
-      train: rows to batch, and how many rows there are.
+      train: rows to batch, and how many rows there are; its gather does not augment without a
+        generator.
       validation: the same for the held-out rows; its gather gets no generator.
       batch_size: rows of a batch (of this process).
       seed: of shuffling and augmentation.
@@ -123,6 +124,7 @@ def make_data_splits(
         train=functools.partial(train_iterator, batches, threads),
         steps_per_epoch=batches.steps_per_epoch,
         validation=functools.partial(validation_batches, *validation, batch_size),
+        train_once=functools.partial(validation_batches, *train, batch_size),
     )
 
 

@@ -37,6 +37,14 @@ class Frame:
     ignore_boxes: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, 4)))
 
 
+def image_sizes(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(height, width) of a batch's images, [B, 2] float32; without "image_size" unpadded ones."""
+    if "image_size" in batch:
+        return np.asarray(batch["image_size"], np.float32)
+    count, height, width = batch["image"].shape[:3]
+    return np.tile(np.asarray([[height, width]], np.float32), (count, 1))
+
+
 def frames_from_batch(
     detections: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]
 ) -> list[Frame]:

@@ -16,7 +16,13 @@ from typing import Any
 
 import numpy as np
 
-from jaxcomp.evaluate.detection import coco_metrics, frames_from_batch, voc_metrics
+from jaxcomp.evaluate.detection import (
+    coco_metrics,
+    frames_from_batch,
+    image_sizes,
+    voc_metrics,
+)
+from jaxcomp.evaluate.pictures import keep_pictures
 
 Features = Mapping[str, Any]
 
@@ -60,6 +66,7 @@ class _Totals:
     encode_ms: list[float] = dataclasses.field(default_factory=list)
     decode_ms: list[float] = dataclasses.field(default_factory=list)
     channel_bits: Any = 0.0
+    shape: tuple[int, ...] = ()
     before: list = dataclasses.field(default_factory=list)
     after: list = dataclasses.field(default_factory=list)
     pictures: dict[str, list] = dataclasses.field(default_factory=dict)
@@ -99,9 +106,8 @@ def evaluate_level(
     for batch in batches:
         features = head(batch["image"])
         original = np.asarray(features[coder.level])
-        sizes = np.asarray(
-            batch.get("image_size", [batch["image"].shape[1:3]] * len(original)), np.float32
-        )
+        totals.shape = original.shape[1:]
+        sizes = image_sizes(batch)
         rows = np.flatnonzero(batch["mask"])
         restored = original.copy()
         bits = np.asarray(coder.ideal_bits(features[coder.level]))
@@ -113,7 +119,13 @@ def evaluate_level(
         after = _numpy(tail({**features, coder.level: restored}, sizes))
         totals.before += frames_from_batch(before, batch)
         totals.after += frames_from_batch(after, batch)
-        _keep_pictures(totals, batch, original, restored, before, after, rows, pictures)
+        keep_pictures(
+            totals.pictures,
+            batch,
+            {"before": before, "after": after},
+            {"original": original, "restored": restored},
+            limit=pictures,
+        )
         progress(totals.frames)
     return _metrics(totals, coder, classes), _arrays(totals)
 
@@ -162,25 +174,6 @@ def _count(totals, coder, original, restored, bits, size, path) -> None:
     )
 
 
-def _keep_pictures(totals, batch, original, restored, before, after, rows, limit) -> None:
-    for row in rows:
-        if len(totals.pictures.get("image", ())) >= limit:
-            return
-        entry = {
-            "image": batch["image"][row],
-            "image_id": batch["image_id"][row],
-            "original": original[row],
-            "restored": restored[row],
-            "truth_boxes": batch["boxes"][row],
-            "truth_labels": batch["labels"][row],
-            "truth_valid": batch["valid"][row],
-        }
-        for when, found in (("before", before), ("after", after)):
-            entry |= {f"{when}_{name}": value[row] for name, value in found.items()}
-        for name, value in entry.items():
-            totals.pictures.setdefault(name, []).append(value)
-
-
 def _metrics(t: _Totals, coder: LevelCoder, classes: tuple[str, ...]) -> dict[str, Any]:
     before, after = (voc_metrics(f, classes) for f in (t.before, t.after))
     before_coco, after_coco = (coco_metrics(f, classes) for f in (t.before, t.after))
@@ -220,6 +213,7 @@ def _metrics(t: _Totals, coder: LevelCoder, classes: tuple[str, ...]) -> dict[st
 
 def _arrays(totals: _Totals) -> dict[str, np.ndarray]:
     arrays = {name: np.stack(values) for name, values in totals.pictures.items()}
+    arrays["shape"] = np.asarray(totals.shape)
     arrays["channel_bits"] = np.asarray(totals.channel_bits) / max(totals.frames, 1)
     for name in ("bytes", "estimated_bits", "relative_mse"):
         arrays[f"frame_{name}"] = np.asarray([frame[name] for frame in totals.per_frame])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,15 @@ import jax
 import numpy as np
 
 from jaxcomp import checkpoint, data
-from jaxcomp.evaluate.detection import coco_metrics, frames_from_batch, voc_metrics
-from jaxcomp.jobs.job import Job, variables_of
+from jaxcomp.errors import NonFiniteError
+from jaxcomp.evaluate.detection import (
+    coco_metrics,
+    frames_from_batch,
+    image_sizes,
+    voc_metrics,
+)
+from jaxcomp.evaluate.pictures import keep_pictures
+from jaxcomp.jobs.job import Job, variables_of, write_arrays
 from jaxcomp.loaders import DETECTOR_FILE, Detector, load_detector
 from jaxcomp.models.faster_rcnn import FasterRCNN
 from jaxcomp.tasks.detect import DetectTask, detector_config, sampling_config
@@ -35,8 +41,16 @@ def build(config: Any) -> Job:
 
 
 def _export(config: Any, variables: Any, path: Path, metrics: dict[str, Any]) -> None:
-    """Half-precision weights with what is needed to use them."""
-    half = jax.tree.map(lambda x: np.asarray(x, np.float16), variables)
+    """Parameters in half precision, statistics in single, with what is needed to use them.
+
+    Raises:
+      NonFiniteError: a parameter does not fit half precision.
+    """
+    half = jax.tree.map(lambda x: np.asarray(x, np.float16), variables["params"])
+    for name, leaf in checkpoint.leaves_by_path(half).items():
+        if not np.isfinite(leaf).all():
+            raise NonFiniteError(f"parameter {name!r} is not finite in half precision")
+    tree = {**variables, "params": half}
     meta = {
         "kind": "detector",
         "model": {k: v for k, v in config.model.to_dict().items()},
@@ -47,7 +61,7 @@ def _export(config: Any, variables: Any, path: Path, metrics: dict[str, Any]) ->
         "seed": config.seed,
         "metrics": metrics,
     }
-    checkpoint.export_npz(path, half, meta)
+    checkpoint.export_npz(path, tree, meta)
 
 
 def _evaluate(
@@ -66,9 +80,7 @@ def _evaluate(
     detector = load_detector(path)
     metrics, arrays = evaluate_detector(detector, splits.validation(), progress)
     _export(config, variables, path, {"map50": metrics["map50"]})
-    temporary = workdir / ".evaluation.tmp.npz"
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, workdir / "evaluation.npz")
+    write_arrays(workdir / "evaluation.npz", arrays)
     count = sum(x.size for x in jax.tree.leaves(result.state.params))
     return {
         **metrics,
@@ -90,18 +102,9 @@ def evaluate_detector(
     pictures: dict[str, list] = {}
     for batch in batches:
         features = detector.head(batch["image"])
-        size = batch.get("image_size", [batch["image"].shape[1:3]] * len(batch["image"]))
-        found = {
-            k: np.asarray(v) for k, v in detector.tail(features, np.asarray(size, "f4")).items()
-        }
+        found = {k: np.asarray(v) for k, v in detector.tail(features, image_sizes(batch)).items()}
         frames += frames_from_batch(found, batch)
-        for row in np.flatnonzero(batch["mask"]):
-            if len(pictures.get("image", ())) < PICTURES:
-                entry = {k: batch[k][row] for k in ("image", "image_id")}
-                entry |= {f"truth_{k}": batch[k][row] for k in ("boxes", "labels", "valid")}
-                entry |= {f"after_{k}": v[row] for k, v in found.items()}
-                for name, value in entry.items():
-                    pictures.setdefault(name, []).append(value)
+        keep_pictures(pictures, batch, {"after": found}, {}, limit=PICTURES)
         progress(len(frames))
     accuracy = voc_metrics(frames, detector.classes)
     metrics = {

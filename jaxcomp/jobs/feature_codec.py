@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import functools
-import os
+import itertools
+import json
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,11 @@ import numpy as np
 from jaxcomp import checkpoint, data, documents
 from jaxcomp.codecs import bitstream, factorised
 from jaxcomp.codecs.tables import build_tables
+from jaxcomp.config import split_argv
 from jaxcomp.data.pipeline import array_splits
 from jaxcomp.errors import CheckpointError, NonFiniteError
 from jaxcomp.evaluate.split import LevelCoder, evaluate_level
-from jaxcomp.jobs.job import Job, variables_of
+from jaxcomp.jobs.job import Job, variables_of, write_arrays
 from jaxcomp.loaders import CODEC_FILE, Detector, LevelCodec, load_detector
 from jaxcomp.log import LOG
 from jaxcomp.models.fpn import LEVELS
@@ -38,16 +40,16 @@ ANALYSIS_EPOCHS = 5
 
 def build(config: Any) -> Job:
     """The job of a `configs/fpn_level.py` config."""
+    images = data.make_splits(config)
     detector = load_detector(config.detector.path)
     _check_channels(config, detector)
     level = LEVELS[config.level]
-    images = data.make_splits(config)
     if config.data.cache_features:
         splits, training = _cached_splits(config, detector, level, images)
         statistics = level_statistics(iter([training]))
     else:
         splits = images
-        batches = _epoch(images, STATISTICS_BATCHES)
+        batches = itertools.islice(images.train_once(), STATISTICS_BATCHES)
         statistics = level_statistics(_features(detector, level, batches))
     codec = codec_from_config(config.model)
 
@@ -58,13 +60,15 @@ def build(config: Any) -> Job:
         codec,
         config.training.rate_weight,
         statistics,
+        level=config.level,
         head=head,
-        frozen=None if config.data.cache_features else detector.variables,
+        frozen=_digest_only(detector) if config.data.cache_features else detector.variables,
     )
+    decode = jax.jit(codec.apply)
     return Job(
         task=task,
         splits=splits,
-        callbacks=(functools.partial(_write_epoch, config, task, splits),),
+        callbacks=(functools.partial(_write_epoch, config, task, decode, splits),),
         evaluate=functools.partial(_evaluate, config, task, detector, images),
     )
 
@@ -79,11 +83,13 @@ def _check_channels(config: Any, detector: Detector) -> None:
         )
 
 
-def _epoch(splits: DataSplits, limit: int | None = None) -> Iterable[Mapping[str, Any]]:
-    """The batches of the first epoch, or some of them."""
-    iterator = splits.train()
-    count = splits.steps_per_epoch
-    return (next(iterator) for _ in range(count if limit is None else min(count, limit)))
+def _digest_only(detector: Detector) -> dict[str, np.ndarray]:
+    """Stands for the frozen detector where only its cached features are used.
+
+    The trainer compares the digest of what is frozen on resume, so a run cannot go on with the
+    features of another detector.
+    """
+    return {"digest": np.frombuffer(bytes.fromhex(detector.digest), np.uint8)}
 
 
 def _features(
@@ -101,7 +107,7 @@ def _cached_splits(
     config: Any, detector: Detector, level: str, images: DataSplits
 ) -> tuple[DataSplits, np.ndarray]:
     """The frozen head runs once over the data instead of once an epoch."""
-    training = np.concatenate(list(_features(detector, level, _epoch(images))))
+    training = np.concatenate(list(_features(detector, level, images.train_once())))
     held_out = np.concatenate(list(_features(detector, level, images.validation())))
     LOG.info(
         "Cached %s features of %d + %d frames: %s each, %.0f MB.",
@@ -115,7 +121,11 @@ def _cached_splits(
 
 
 def _write_epoch(
-    config: Any, task: FeatureCodecTask, splits: DataSplits, summary: EpochSummary
+    config: Any,
+    task: FeatureCodecTask,
+    decode: Callable[..., Any],
+    splits: DataSplits,
+    summary: EpochSummary,
 ) -> None:
     """The documented text files of an epoch."""
     count = factorised.parameter_count(
@@ -133,17 +143,21 @@ def _write_epoch(
     )
     atomic_write(summary.workdir / f"training_diagnostics_epoch_{summary.epoch}.txt", text)
     if summary.epoch % ANALYSIS_EPOCHS == 0 or summary.epoch in (1, summary.epochs):
-        _write_analysis(config, task, splits, summary)
+        _write_analysis(config, task, decode, splits, summary)
 
 
 def _write_analysis(
-    config: Any, task: FeatureCodecTask, splits: DataSplits, summary: EpochSummary
+    config: Any,
+    task: FeatureCodecTask,
+    decode: Callable[..., Any],
+    splits: DataSplits,
+    summary: EpochSummary,
 ) -> None:
     """Rate, error and feature statistics of a few held-out frames."""
     batch = next(iter(splits.validation()))
     variables = variables_of(summary.state.params, summary.state.stats)
-    x = task._features(summary.frozen, batch)
-    out = jax.jit(task.codec.apply)(variables, x)
+    x = task.features(summary.frozen, batch)
+    out = decode(factorised.refresh_quantiles(variables), x)
     samples = [
         {
             "original": np.asarray(x[i]),
@@ -183,6 +197,15 @@ def _export(config: Any, codec: Any, variables: Any, detector: Detector, path: P
     blob = np.frombuffer(tables.to_bytes(), np.uint8)
     checkpoint.export_npz(path, {**variables, "tables": blob}, meta)
     return LevelCodec(codec, variables, tables, meta)
+
+
+def _config_file(workdir: Path) -> str | None:
+    """The `--config` of the command that made a run directory, None if it is not on record."""
+    try:
+        argv = json.loads((workdir / "provenance.json").read_text())["argv"]
+    except (OSError, ValueError, KeyError):
+        return None
+    return split_argv(argv)[0]
 
 
 def level_coder(codec: LevelCodec) -> LevelCoder:
@@ -228,13 +251,11 @@ def _evaluate(
         pictures=config.evaluation.pictures,
         progress=progress,
     )
-    temporary = workdir / ".evaluation.tmp.npz"
-    np.savez_compressed(temporary, **arrays)
-    os.replace(temporary, workdir / "evaluation.npz")
+    write_arrays(workdir / "evaluation.npz", arrays)
     count = factorised.parameter_count(variables)
     summary = documents.training_summary(
         level=config.level,
-        config_name=config.model.name,
+        config_name=_config_file(workdir) or config.model.name,
         detection_checkpoint=config.detector.path or "shipped with jaxcomp",
         rate_weight=config.training.rate_weight,
         learning_rate=config.training.learning_rate,
@@ -252,6 +273,6 @@ def _evaluate(
         "params_digest": checkpoint.tree_digest(result.state.params),
         "detector_digest": detector.digest,
         "loss_convention": LOSS_CONVENTION,
-        "feature_shape": [int(n) for n in arrays["original"].shape[1:]],
+        "feature_shape": [int(n) for n in arrays["shape"]],
         **metrics,
     }

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from jaxcomp.train import FitResult
 from jaxcomp.types import DataSplits, PyTree, Task
+from jaxcomp.workdir import atomic_write
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,6 +31,17 @@ class Job:
     splits: DataSplits
     callbacks: Sequence[Callable[..., None]]
     evaluate: Callable[[FitResult, Path, Callable[[int], None]], Mapping[str, Any]]
+
+
+def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+    """Writes named arrays as one compressed `.npz`, atomically.
+
+    Raises:
+      CheckpointError: the place cannot be written.
+    """
+    buffer = io.BytesIO()
+    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
+    atomic_write(path, buffer.getvalue())
 
 
 def variables_of(params: PyTree, stats: PyTree) -> dict[str, PyTree]:

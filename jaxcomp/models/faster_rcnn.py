@@ -48,6 +48,7 @@ class DetectorConfig:
       canonical_size: box size, in pixels, that belongs to level 4.
       box_convs, box_conv_features, box_fc: the box head; one hidden layer after the convolutions.
       score_threshold, detection_iou, max_detections: post-processing.
+      detection_pre_nms: candidates (region and class) that enter the last suppression.
       dtype: compute type.
     """
 
@@ -72,6 +73,7 @@ class DetectorConfig:
     score_threshold: float = 0.05
     detection_iou: float = 0.5
     max_detections: int = 100
+    detection_pre_nms: int = 1000
     dtype: str = "float32"
 
 
@@ -241,7 +243,7 @@ class FasterRCNN(nn.Module):
                 jnp.asarray(labels.reshape(-1)),
                 v.reshape(-1),
                 iou_threshold=cfg.detection_iou,
-                pre=1000,
+                pre=cfg.detection_pre_nms,
                 post=cfg.max_detections,
             )
 

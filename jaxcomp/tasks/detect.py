@@ -9,6 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from jaxcomp.evaluate.detection import image_sizes
 from jaxcomp.models.faster_rcnn import DetectorConfig, FasterRCNN
 from jaxcomp.tasks.detection_loss import SamplingConfig, detection_losses
 from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree
@@ -26,14 +27,6 @@ def detector_config(config: Any) -> DetectorConfig:
 def sampling_config(config: Any) -> SamplingConfig:
     """The loss's sampling from a config's `sampling` section."""
     return SamplingConfig(**dict(config))
-
-
-def image_sizes(batch: Batch) -> Array:
-    """(height, width) of the images of a batch, [B, 2]; without "image_size" they are unpadded."""
-    if "image_size" in batch:
-        return jnp.asarray(batch["image_size"], jnp.float32)
-    count, height, width = batch["image"].shape[:3]
-    return jnp.broadcast_to(jnp.asarray([[height, width]], jnp.float32), (count, 2))
 
 
 class DetectTask:

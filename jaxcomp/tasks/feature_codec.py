@@ -75,6 +75,7 @@ class FeatureCodecTask:
         rate_weight: float,
         statistics: Mapping[str, np.ndarray],
         *,
+        level: int = 0,
         head: Callable[[PyTree, Array], Array] | None = None,
         frozen: PyTree = None,
     ):
@@ -84,18 +85,20 @@ class FeatureCodecTask:
           codec: the model.
           rate_weight: of bits per feature position, beside the mean squared error.
           statistics: see `level_statistics`.
+          level: 0 for P2; names the level's metrics in the log.
           head: `head(frozen, image) -> [B, H, W, C]`, used when a batch has no "features".
           frozen: the variables of `head`; never trained nor saved.
         """
         self.codec = codec
         self.rate_weight = rate_weight
         self.statistics = statistics
+        self.level = level
         self.head = head
         self.frozen = {} if frozen is None else frozen
 
     def init(self, rng: Array, batch: Batch) -> tuple[PyTree, PyTree, PyTree]:
         """Random parameters; the level's statistics go into the stats."""
-        x = jnp.asarray(self._features(self.frozen, batch)[:1])
+        x = jnp.asarray(self.features(self.frozen, batch)[:1])
         if x.shape[-1] != self.codec.in_channels:
             raise ShapeError(
                 f"the detector's features have {x.shape[-1]} channels, the codec takes "
@@ -105,7 +108,8 @@ class FeatureCodecTask:
         variables = factorised.with_statistics(variables, **self.statistics)
         return variables["params"], {"stats": variables["stats"]}, self.frozen
 
-    def _features(self, frozen: PyTree, batch: Batch) -> Array:
+    def features(self, frozen: PyTree, batch: Batch) -> Array:
+        """The level's features [B, H, W, C] of a batch: cached ones, or the frozen head's."""
         if "features" in batch:
             return jnp.asarray(batch["features"], jnp.float32)
         assert self.head is not None
@@ -133,17 +137,20 @@ class FeatureCodecTask:
     ) -> tuple[Array, LossAux]:
         """Mean of the rows' losses; noise stands for rounding."""
         del step
-        x = self._features(frozen, batch)
+        x = self.features(frozen, batch)
         terms = self.terms({"params": params, **stats}, x, rng, train=True)
         means = {name: value.mean() for name, value in terms.items()}
         metrics = {k: v for k, v in means.items() if k != "loss"}
-        metrics["feature_max"] = jnp.abs(x).max()
+        level = f"L{self.level}"
+        metrics["fpn_mse"] = {level: means["mse"]}
+        metrics["feature_max"] = {level: jnp.abs(x).max()}
         return means["loss"], LossAux(metrics=metrics, stats=stats)
 
     def eval_loss(self, params: PyTree, stats: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
-        """The same terms with rounded latents, as sums over real rows."""
-        x = self._features(frozen, batch)
-        terms = self.terms({"params": params, **stats}, x, None, train=False)
+        """The same terms with latents rounded around their medians, as sums over real rows."""
+        x = self.features(frozen, batch)
+        variables = factorised.refresh_quantiles({"params": params, **stats})
+        terms = self.terms(variables, x, None, train=False)
         mask = jnp.asarray(batch["mask"])
         return {k: (v * mask).sum() for k, v in terms.items()} | {"count": mask.sum()}
 
