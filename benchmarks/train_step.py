@@ -3,9 +3,10 @@
     python benchmarks/train_step.py                          # P3..P6 of a 384x1280 image, batch 8
     python benchmarks/train_step.py --levels p5,p6 --repeats 5 --json step.json
 
-A step is forward, backward, clipping and Adam, ours the trainer's own. Both run on the same number of threads, each in a process of
-its own (so that each has its own peak memory), taking turns step by step. PyTorch uses the
-channels-last layout, its fastest here. The goal is a ratio of at most 1.
+A step is forward, backward, clipping and Adam; ours is the trainer's own. Both run on the same
+number of threads, each in a process of its own (so that each has its own peak memory), taking turns
+step by step. PyTorch uses the channels-last layout, its fastest here. The goal is a ratio of at
+most 1.
 """
 
 from __future__ import annotations

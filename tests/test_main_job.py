@@ -18,7 +18,7 @@ import pytest
 
 import jaxcomp
 from jaxcomp import main as main_module
-from jaxcomp.errors import JaxcompError, TableMismatchError
+from jaxcomp.errors import CheckpointError, JaxcompError, TableMismatchError
 
 ROOT = Path(__file__).parents[1]
 CONFIG = f"--config={ROOT}/configs/fpn_level.py"
@@ -176,6 +176,60 @@ def run_command(folder, *more, kill_after=None):
         return None
     assert process.wait() == 0
     return None
+
+
+def test_outputs_never_overwrite_inputs(finished, tmp_path, capsys):
+    from PIL import Image
+
+    from jaxcomp.cli import main as cli
+
+    photo, codec = str(tmp_path / "photo.png"), str(finished)
+    Image.fromarray(np.zeros((128, 416, 3), np.uint8)).save(photo)
+    before = Path(photo).read_bytes()
+    assert cli(["compress", photo, "--codec", codec, "--out", photo]) == 1
+    assert cli(["detect", photo, "--out", photo]) == 1
+    assert capsys.readouterr().err.count("is an input") == 2
+    assert cli(["detect", photo, "--out", str(tmp_path / "photo.json"), "--score", "0"]) == 0
+    assert Path(photo).read_bytes() == before
+
+
+def test_a_stream_of_another_frame_size_is_refused(finished, tmp_path, capsys):
+    from PIL import Image
+
+    from jaxcomp.cli import main as cli
+
+    codec = jaxcomp.load_codec(finished)
+    (tmp_path / "small.jxc").write_bytes(codec.compress(np.zeros((1, 2, 2, 64), np.float32)))
+    photo = str(tmp_path / "photo.png")
+    Image.fromarray(np.zeros((128, 416, 3), np.uint8)).save(photo)
+    stream = ["--stream", str(tmp_path / "small.jxc"), "--codec", str(finished)]
+    assert cli(["detect", photo, *stream]) == 1
+    assert "different sizes" in capsys.readouterr().err
+
+
+def test_a_codec_of_another_detector_is_refused(finished):
+    codec, detector = jaxcomp.load_codec(finished), jaxcomp.load_detector()
+    codec.check_detector(detector)
+    codec.meta["detector_digest"] = "0" * 64
+    with pytest.raises(CheckpointError, match="another detector"):
+        codec.check_detector(detector)
+
+
+def test_a_damaged_codec_file_is_refused(finished, tmp_path):
+    from jaxcomp import checkpoint
+
+    tree, meta = checkpoint.load_npz(finished / "codec.npz")
+    for name, content, record in (
+        ("no_tables", {k: v for k, v in tree.items() if k != "tables"}, meta),
+        ("narrow", tree, meta | {"model": meta["model"] | {"in_channels": 8}}),
+        ("other_kind", tree, meta | {"kind": "detector"}),
+    ):
+        checkpoint.export_npz(tmp_path / f"{name}.npz", content, record)
+        with pytest.raises(CheckpointError):
+            jaxcomp.load_codec(tmp_path / f"{name}.npz")
+    (tmp_path / "cut.npz").write_bytes((finished / "codec.npz").read_bytes()[:-100])
+    with pytest.raises(CheckpointError, match="truncated"):
+        jaxcomp.load_codec(tmp_path / "cut.npz")
 
 
 @pytest.mark.slow
