@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ import jax
 import numpy as np
 
 from jaxcomp import checkpoint, data
+from jaxcomp import config as config_lib
 from jaxcomp.errors import NonFiniteError
 from jaxcomp.evaluate.detection import (
     coco_metrics,
@@ -59,6 +61,7 @@ def _export(config: Any, variables: Any, path: Path, metrics: dict[str, Any]) ->
         "width": config.data.width,
         "data": config.data.name,
         "seed": config.seed,
+        "config": json.loads(config_lib.to_json(config)),
         "metrics": metrics,
     }
     checkpoint.export_npz(path, tree, meta)
