@@ -66,7 +66,6 @@ def get_config(arg_string: str = ""):
     sampling = {"anchors": 256, "regions": 512} if kitti else {"anchors": 128, "regions": 64}
     config = base_config(
         classes=CLASSES[:2] if kitti else CLASSES,
-        data={"augment": True},
         model=KITTI_MODEL if kitti else EMBEDDED_MODEL,
         sampling=sampling,
     )
@@ -74,6 +73,7 @@ def get_config(arg_string: str = ""):
     config.profile = args.profile
     config.model.name = "faster_rcnn_resnet50_fpn_v2" if kitti else "faster_rcnn_small_fpn_v2"
     config.model.in_channels = 3
+    config.data.augment = True
     training = config.training
     training.rate_weight = 0.0
     training.weight_decay = 1e-4

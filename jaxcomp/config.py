@@ -20,6 +20,7 @@ import hashlib
 import importlib.util
 import json
 import math
+import traceback
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -70,13 +71,24 @@ def parse_value(text: str, like: Any, name: str) -> Any:
             return float(text)
         if isinstance(like, tuple | list):
             value = ast.literal_eval(text if text.strip()[:1] in ("(", "[") else f"({text},)")
-            return tuple(value)
-    except (ValueError, SyntaxError):
+            return tuple(_element(v, like) for v in value)
+    except (ValueError, TypeError, SyntaxError, MemoryError, RecursionError):
         raise ConfigError(
             f"{name}={text!r} is not of type {type(like).__name__}; "
             f"give a value like {name}={like!r}."
         ) from None
     return text
+
+
+def _element(value: Any, like: Sequence[Any]) -> Any:
+    """`value` as an element of `like`, whose elements are of one type; raises `TypeError`."""
+    if not like:
+        return value
+    if type(like[0]) is float and type(value) is int:
+        return float(value)
+    if type(value) is not type(like[0]):
+        raise TypeError(value)
+    return value
 
 
 def parse_args(arg_string: str, **parameters: Any) -> ConfigDict:
@@ -160,6 +172,9 @@ _DEFAULTS: Mapping[str, Any] = {
         "seed": 0,
         "workers": 2,
         "max_boxes": 32,
+        "augment": False,
+        "cache": True,  # decoded images stay in memory if they are few enough
+        "num_threads": 2,  # that prepare batches ahead; 0: none
     },
     "detector": {"path": ""},  # empty: the weights that ship with the package
     "model": {
@@ -211,6 +226,7 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "data.seed": (0, 2**32 - 1, True),
     "data.workers": (0, math.inf, True),
     "data.max_boxes": (1, math.inf, True),
+    "data.num_threads": (0, math.inf, True),
     "model.in_channels": (1, math.inf, True),
     "model.n_hidden": (1, math.inf, True),
     "model.n_channels": (1, math.inf, True),
@@ -237,6 +253,51 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "alerts.rate_ratio_low": (0, math.inf, True),
     "alerts.feature_max": (0, math.inf, False),
 }
+
+# The same for the keys that workloads add, with their type; for tuples it is that of the elements.
+# Keys that are not here are only checked to be finite.
+_EXTRAS: Mapping[str, tuple[type, float, float, bool]] = {
+    **{
+        f"model.{name}": (int, 1, math.inf, True)
+        for name in (
+            *("stem_features", "stage_blocks", "stage_features", "fpn_features", "rpn_pre_nms"),
+            *("rpn_post_nms", "rpn_post_nms_train", "pool_size", "box_conv_features", "box_fc"),
+            *("max_detections", "detection_pre_nms"),
+        )
+    },
+    "model.num_classes": (int, 2, math.inf, True),
+    "model.rpn_convs": (int, 0, math.inf, True),
+    "model.box_convs": (int, 0, math.inf, True),
+    "model.anchor_sizes": (float, 1, math.inf, True),
+    "model.anchor_ratios": (float, 0, math.inf, False),
+    "model.canonical_size": (float, 1, math.inf, True),
+    "model.rpn_iou": (float, 0, 1, True),
+    "model.detection_iou": (float, 0, 1, True),
+    "model.score_threshold": (float, 0, 1, True),
+    "sampling.anchors": (int, 1, math.inf, True),
+    "sampling.regions": (int, 1, math.inf, True),
+    "sampling.anchor_positive_iou": (float, 0, 1, True),
+    "sampling.anchor_negative_iou": (float, 0, 1, True),
+    "sampling.region_iou": (float, 0, 1, True),
+    "sampling.region_positive_share": (float, 0, 1, True),
+    "evaluation.pictures": (int, 0, math.inf, True),
+}
+_LENGTHS: Mapping[str, int] = {
+    "model.stage_blocks": 4,
+    "model.stage_features": 4,
+    "model.anchor_sizes": 5,  # one for each level
+}
+_MODELS: Mapping[str, Sequence[str]] = {  # task: values of model.name
+    "detect": ("faster_rcnn_small_fpn_v2", "faster_rcnn_resnet50_fpn_v2"),
+    "feature_codec": ("factorized_prior_specific_level",),
+}
+_STRIDE = 32  # of the network down to P5: images of other sizes would be padded
+
+# What changes where and how a run works, shows and saves, but not what it computes.
+_NO_RESULT = (
+    *("log.", "checkpoint.", "alerts.", "extra_keys", "evaluation.pictures"),
+    *("data.dir", "data.workers", "data.cache", "data.num_threads"),
+)
 
 _CHOICES: Mapping[str, Sequence[str]] = {
     "model.dtype": DTYPES,
@@ -291,16 +352,62 @@ def _near(key: str, known: Iterable[str]) -> list[str]:
 
 def _check_ranges(leaves: Mapping[str, Any]) -> None:
     """Raises for numbers out of range and for names that are not a choice."""
-    for key, (least, most, closed) in _RANGES.items():
-        value = leaves[key]
-        above = value >= least if closed else value > least
-        if not (math.isfinite(value) and above and value <= most):
-            lower = f"{'at least' if closed else 'more than'} {least:g}"
-            upper = f" and at most {most:g}" if most < math.inf else ""
-            raise ConfigError(f"config.{key}={value!r} is out of range: it must be {lower}{upper}.")
+    for key, limits in _RANGES.items():
+        _check_range(key, leaves[key], leaves[key], *limits)
     for key, choices in _CHOICES.items():
         if leaves[key] not in choices:
             raise ConfigError(f"config.{key}={leaves[key]!r}; {nearest(leaves[key], choices)}")
+
+
+def _check_range(
+    key: str, number: float, value: Any, least: float, most: float, closed: bool
+) -> None:
+    """Raises unless `number`, which is `value` or a part of it, is finite and in range."""
+    above = number >= least if closed else number > least
+    if not (math.isfinite(number) and above and number <= most):
+        lower = f"{'at least' if closed else 'more than'} {least:g}"
+        upper = f" and at most {most:g}" if most < math.inf else ""
+        raise ConfigError(f"config.{key}={value!r} is out of range: it must be {lower}{upper}.")
+
+
+def _check_extras(leaves: Mapping[str, Any]) -> None:
+    """Raises for keys of a workload whose value is of a wrong type, out of range or not finite."""
+    for key, value in leaves.items():
+        items = value if isinstance(value, tuple | list) else (value,)
+        if any(isinstance(item, float) and not math.isfinite(item) for item in items):
+            raise ConfigError(f"config.{key}={value!r} is not finite; give finite numbers.")
+        if key not in _EXTRAS:
+            continue
+        kind, *limits = _EXTRAS[key]
+        for item in items:
+            _check_type(key, item, kind(1))
+            _check_range(key, item, value, *limits)  # type: ignore[arg-type]
+        if key in _LENGTHS and len(items) != _LENGTHS[key]:
+            raise ConfigError(
+                f"config.{key}={value!r} has length {len(items)}; {_LENGTHS[key]} are needed."
+            )
+
+
+def _check_workload(leaves: Mapping[str, Any]) -> None:
+    """Raises for values that do not fit the task."""
+    task = leaves["task"]
+    if task not in _MODELS:
+        return
+    name = leaves["model.name"]
+    if name not in _MODELS[task]:
+        raise ConfigError(f"config.model.name={name!r}; {nearest(name, _MODELS[task])}")
+    for key in ("data.height", "data.width"):
+        near = max(_STRIDE, round(leaves[key] / _STRIDE) * _STRIDE)
+        if leaves[key] != near:
+            raise ConfigError(
+                f"config.{key}={leaves[key]} is not a multiple of {_STRIDE}; the nearest is {near}."
+            )
+    count, classes = leaves.get("model.num_classes"), leaves.get("classes")
+    if count is not None and classes is not None and count != len(classes) + 1:
+        raise ConfigError(
+            f"config.model.num_classes={count}, but config.classes={tuple(classes)!r} and the "
+            f"background make {len(classes) + 1}; set it to that."
+        )
 
 
 def _check_combinations(config: ConfigDict) -> None:
@@ -328,6 +435,11 @@ def _check_combinations(config: ConfigDict) -> None:
             f"than config.training.epochs={training.epochs}.",
         ),
         (
+            config.model.dtype == "float16" and training.loss_scale == 1,
+            "config.model.dtype='float16' loses small gradients with "
+            "config.training.loss_scale=1; set loss_scale to 1024 or so, or use 'bfloat16'.",
+        ),
+        (
             alerts.rate_ratio_low >= alerts.rate_ratio_high,
             f"config.alerts.rate_ratio_low={alerts.rate_ratio_low:g} must be less than "
             f"config.alerts.rate_ratio_high={alerts.rate_ratio_high:g}.",
@@ -353,6 +465,8 @@ def validate(config: ConfigDict) -> ConfigDict:
     extra = set(leaves.pop("extra_keys", ()))
     _check_keys(leaves, dict(flatten(_DEFAULTS)), extra)
     _check_ranges(leaves)
+    _check_extras({k: v for k, v in leaves.items() if k not in _RANGES})
+    _check_workload(leaves)
     _check_combinations(config)
     return config.lock()
 
@@ -371,7 +485,7 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
       ConfigError: the key is unknown or the value is not of its type.
     """
     config = config.copy_and_resolve_references()
-    leaves = dict(flatten(config))
+    leaves = {k: v for k, v in flatten(config) if k != "extra_keys"}
     for override in overrides:
         key, equals, text = override.removeprefix("--").removeprefix("config.").partition("=")
         if not equals:
@@ -387,6 +501,36 @@ def apply_overrides(config: ConfigDict, overrides: Iterable[str]) -> ConfigDict:
     return config.lock()
 
 
+def _run_file(path: str, args: str) -> ConfigDict:
+    """Calls `get_config(args)` of a config file; what goes wrong inside names its line."""
+    module_spec = importlib.util.spec_from_file_location("jaxcomp_config_file", path)
+    if module_spec is None or module_spec.loader is None:
+        raise ConfigError(
+            f"--config={path!r}: configs are Python files (.py) that define get_config(arg_string)."
+        )
+    module = importlib.util.module_from_spec(module_spec)
+    try:
+        module_spec.loader.exec_module(module)
+        if not hasattr(module, "get_config"):
+            raise ConfigError(
+                f"{path!r} defines no get_config(arg_string); it is not a config file."
+            )
+        config = module.get_config(args)
+    except ConfigError:
+        raise
+    except Exception as error:
+        lines = [f.lineno for f in traceback.extract_tb(error.__traceback__) if f.filename == path]
+        line = error.lineno if isinstance(error, SyntaxError) else lines[-1] if lines else None
+        where = path if line is None else f"{path}:{line}"
+        what = (str(error).splitlines() or [""])[0]
+        raise ConfigError(f"{where}: {type(error).__name__}: {what}") from error
+    if not isinstance(config, ConfigDict):
+        raise ConfigError(
+            f"{path!r}: get_config returns a {type(config).__name__}; return a base_config()."
+        )
+    return config
+
+
 def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     """Reads `FILE.py` or `FILE.py:ARGS`, applies overrides and validates.
 
@@ -398,20 +542,14 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
       A valid, locked config.
 
     Raises:
-      ConfigError: the file is missing or has no `get_config`, or the config is not valid.
+      ConfigError: the file is missing, fails or has no `get_config`, or the config is not valid.
     """
     path, _, args = spec.partition(":")
     if not Path(path).is_file():
         folder = Path(path).parent
         valid = [str(p) for p in sorted(folder.glob("*.py"))] if folder.is_dir() else []
         raise ConfigError(f"--config={path!r} is not a file; {nearest(path, valid)}")
-    module_spec = importlib.util.spec_from_file_location("jaxcomp_config_file", path)
-    assert module_spec is not None and module_spec.loader is not None
-    module = importlib.util.module_from_spec(module_spec)
-    module_spec.loader.exec_module(module)
-    if not hasattr(module, "get_config"):
-        raise ConfigError(f"{path!r} defines no get_config(arg_string); it is not a config file.")
-    return validate(apply_overrides(module.get_config(args), overrides))
+    return validate(apply_overrides(_run_file(path, args), overrides))
 
 
 def split_argv(argv: Sequence[str]) -> tuple[str | None, list[str], list[str]]:
@@ -473,11 +611,19 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=2, sort_keys=True)
 
 
-def digest(config: ConfigDict) -> str:
-    """SHA-256 (hex) of the canonical JSON of everything that can change the result.
+def changes_result(key: str) -> bool:
+    """Whether the value of a dotted key can change what a run computes."""
+    return not any(key == n or (n[-1] == "." and key.startswith(n)) for n in _NO_RESULT)
 
-    The `log` section only changes what is shown, so a run resumes when it differs.
+
+def digest(config: ConfigDict | Mapping[str, Any]) -> str:
+    """SHA-256 (hex) of all keys that can change the result (`changes_result`).
+
+    A run resumes when only other keys differ.
+
+    Args:
+      config: a config, or the content of its JSON.
     """
-    content = {k: v for k, v in json.loads(to_json(config)).items() if k != "log"}
-    canonical = json.dumps(content, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(canonical.encode()).hexdigest()
+    tree = json.loads(to_json(config)) if isinstance(config, ConfigDict) else config
+    content = sorted((k, v) for k, v in flatten(tree) if changes_result(k))
+    return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()

@@ -1,3 +1,5 @@
+import json
+import pathlib
 import subprocess
 import sys
 
@@ -6,6 +8,7 @@ import pytest
 from jaxcomp import config as config_lib
 from jaxcomp.errors import ConfigError
 
+CONFIGS = pathlib.Path(__file__).resolve().parent.parent / "configs"
 PARAMETERS = {"level": 2, "profile": ("embedded", "kitti"), "small": False, "rate": 1e-3}
 
 
@@ -93,11 +96,85 @@ def test_a_locked_base_rejects_misspelt_keys():
         config_lib.base_config().training.epoch = 3
 
 
-def test_digest_ignores_the_log_and_nothing_else():
-    config = config_lib.base_config()
-    same = config_lib.apply_overrides(config, ["log.every_steps=1"])
-    other = config_lib.apply_overrides(config, ["training.rate_weight=1e-4"])
-    assert config_lib.digest(config) == config_lib.digest(same) != config_lib.digest(other)
+@pytest.mark.parametrize(
+    ("override", "same"),
+    [
+        *((f"{key}=7", True) for key in ("log.every_steps", "data.workers", "data.num_threads")),
+        *((f"{key}=7", True) for key in ("checkpoint.keep", "alerts.grad_norm", "data.dir")),
+        *((f"{key}=7", True) for key in ("evaluation.pictures", "checkpoint.every_steps")),
+        *((f"{key}=7", False) for key in ("training.rate_weight", "data.seed", "data.max_boxes")),
+        *((f"{key}=7", False) for key in ("seed", "evaluation.frames", "training.epochs")),
+    ],
+)
+def test_digest_is_of_what_changes_the_result(override, same):
+    config = config_lib.base_config(evaluation={"pictures": 4, "frames": 3})
+    changed = config_lib.apply_overrides(config, [override])
+    assert (config_lib.digest(config) == config_lib.digest(changed)) is same
+    stored = json.loads(config_lib.to_json(config))
+    assert config_lib.digest(stored) == config_lib.digest(config)
+
+
+def shipped(name, *overrides):
+    return config_lib.load_config(str(CONFIGS / name), overrides)
+
+
+@pytest.mark.parametrize(
+    "name", ["detector.py", "detector.py:kitti", "fpn_level.py:level=4", "fpn_level.py:kitti"]
+)
+def test_shipped_configs_are_valid(name):
+    assert shipped(name).task
+
+
+@pytest.mark.parametrize(
+    ("name", "override", "words"),
+    [
+        ("detector.py", "model.num_classes=1", ["num_classes=1", "at least 2"]),
+        ("detector.py", "model.num_classes=3", ["num_classes=3", "4"]),
+        ("detector.py", "model.fpn_features=0", ["fpn_features=0"]),
+        ("detector.py", "model.rpn_iou=1.5", ["rpn_iou=1.5", "at most 1"]),
+        ("detector.py", "model.score_threshold=nan", ["score_threshold=nan"]),
+        ("detector.py", "model.stage_blocks=(1,2,2)", ["stage_blocks", "length 3"]),
+        ("detector.py", "model.stage_blocks=(1,2,2,x)", ["stage_blocks"]),
+        ("detector.py", "model.anchor_sizes=(8.0,)", ["anchor_sizes", "length 1"]),
+        ("detector.py", "model.anchor_ratios=(0.5,0)", ["anchor_ratios", "more than 0"]),
+        ("detector.py", "sampling.anchors=0", ["sampling.anchors=0"]),
+        ("detector.py", "model.name=faster_rcnn", ["model.name='faster_rcnn'", "small_fpn_v2"]),
+        ("detector.py", "data.height=100", ["data.height=100", "nearest is 96"]),
+        ("fpn_level.py", "data.width=1242", ["data.width=1242", "nearest is 1248"]),
+        ("fpn_level.py", "evaluation.pictures=-1", ["pictures=-1"]),
+        ("fpn_level.py", "model.name=factorized", ["model.name='factorized'"]),
+        ("fpn_level.py", "model.dtype=float16", ["float16", "loss_scale"]),
+        ("fpn_level.py", "extra_keys=1", ["Unknown key"]),
+    ],
+)
+def test_values_of_workloads_are_checked(name, override, words):
+    with pytest.raises(ConfigError) as caught:
+        shipped(name, override)
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["(3)", "3,a", "('a',)", "{[]: 1}", "(" * 300, "True"])
+def test_tuples_that_cannot_be_read_are_config_errors(text):
+    with pytest.raises(ConfigError, match="tuple"):
+        config_lib.parse_value(text, (1.0, 2.0), "x")
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("c.yaml", "task: detect", "Python file"),
+        ("c.py", "x = 1\ndef get_config(:\n", "c.py:2: SyntaxError"),
+        ("c.py", "x = 1\nimport no_such_module\n", "c.py:2: ModuleNotFoundError"),
+        ("c.py", "def get_config(arg):\n    return 1 / 0\n", "c.py:2: ZeroDivisionError"),
+        ("c.py", "def get_config(arg):\n    return None\n", "NoneType"),
+        ("c.py", "x = 1\n", "defines no get_config"),
+    ],
+)
+def test_files_that_are_no_config_are_one_line(tmp_path, name, text, words):
+    (tmp_path / name).write_text(text)
+    with pytest.raises(ConfigError, match=words) as caught:
+        config_lib.load_config(str(tmp_path / name))
+    assert len(str(caught.value).splitlines()) == 1
 
 
 def test_load_config_and_argv(tmp_path):

@@ -131,7 +131,8 @@ def folder(tmp_path_factory):
 
 def _config(folder, **changes):
     section = dict(name="scenes", dir=str(folder), train_size=6, val_size=3, height=64, width=208,
-                   seed=5, workers=1, max_boxes=24)  # fmt: skip
+                   seed=5, workers=1, max_boxes=24, augment=False, cache=True,
+                   num_threads=2)  # fmt: skip
     section.update(changes)
     return ml_collections.ConfigDict({"seed": 0, "data": section, "training": {"batch_size": 2}})
 
@@ -299,6 +300,15 @@ def test_a_folder_that_cannot_be_written_is_named(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(DataError, match=r"cannot write below .*file"):
         data.make_splits(_config(tmp_path / "file"))
+
+
+def test_failed_writes_of_the_record_files_are_worded(tmp_path, monkeypatch):
+    def fail(self, *args, **kwargs):
+        raise RuntimeError("write() failed: No space left on device\n=== Source Location Trace ===")
+
+    monkeypatch.setattr(scenes.Scenes, "download_and_prepare", fail)
+    with pytest.raises(DataError, match=r"cannot write below .*No space left on device\)"):
+        data.make_splits(_config(tmp_path))
 
 
 def test_generation_works_from_standard_input_and_without_a_main_guard(tmp_path):

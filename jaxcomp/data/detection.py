@@ -173,12 +173,12 @@ def scenes_splits(config: Any, batch_size: int) -> DataSplits:
     )  # fmt: skip
     builder = scenes.prepare_scenes(settings, data.dir or None, data.workers)
     make = functools.partial(
-        _records, builder, (data.height, data.width), data.max_boxes, data.get("cache", True)
+        _records, builder, (data.height, data.width), data.max_boxes, data.cache
     )
-    train, held_out = make("train", bool(data.get("augment", False))), make("validation", False)
+    train, held_out = make("train", data.augment), make("validation", False)
     return pipeline.make_data_splits(
         (train.gather, len(train)), (held_out.gather, len(held_out)), batch_size, config.seed,
-        threads=data.get("num_threads", 2),
+        threads=data.num_threads,
     )  # fmt: skip
 
 

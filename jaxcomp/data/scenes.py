@@ -147,18 +147,22 @@ def prepare_scenes(
         with _quiet():
             builder = scenes_builder(settings, data_dir, workers)
             builder.download_and_prepare()
-    except OSError as error:
+    except (OSError, RuntimeError) as error:  # array_record words failed writes as the latter
         # Another process may have finished the same data first: its frames are the same bytes.
-        with _quiet(), contextlib.suppress(OSError):
+        with _quiet(), contextlib.suppress(OSError, RuntimeError):
             builder = scenes_builder(settings, data_dir, workers)
             if builder.is_prepared():
                 return builder
         where = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         raise DataError(
-            f"scenes: cannot write below {where} ({error}); set data.dir or TFDS_DATA_DIR to a "
-            "folder with write permission and free space"
+            f"scenes: cannot write below {where} ({_first_line(error)}); set data.dir or "
+            "TFDS_DATA_DIR to a folder with write permission and free space"
         ) from error
     return builder
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
 @contextlib.contextmanager
