@@ -85,7 +85,9 @@ command=("${PYTHON:-python}" -m jaxcomp.main "--config=$file:${arguments}level=$
 if [[ -n $rate_weight ]]; then command+=("--config.training.rate_weight=$rate_weight"); fi
 if [[ -n $detector ]]; then
   detector=$(from_here "$detector")
-  [[ -e $detector ]] || printf "warning: detection checkpoint '%s' does not exist\n" "$detector" >&2
+  # A pattern is fine as well: the newest match is loaded.
+  [[ -e $detector ]] || compgen -G "$detector" >/dev/null ||
+    printf "warning: detection checkpoint '%s' does not exist\n" "$detector" >&2
   command+=("--config.detector.path=$detector")
 fi
 command+=(${extra[@]+"${extra[@]}"}) # an empty array is unset for old versions of bash

@@ -98,6 +98,14 @@ def test_missing_detector_is_a_warning():
     assert words[-1] == "--config.detector.path=none.npz"
 
 
+def test_a_pattern_that_matches_is_no_warning(tmp_path):
+    (tmp_path / "best model 3.npz").touch()
+    _, stderr = dry("--level", "1", "--detection_checkpoint", f"{tmp_path}/best model *.npz")
+    assert stderr == ""
+    _, stderr = dry("--level", "1", "--detection_checkpoint", f"{tmp_path}/last*.npz")
+    assert "warning" in stderr
+
+
 @pytest.mark.parametrize("script", [ONE, ALL])
 def test_help(script):
     done = run(script, "--help")
