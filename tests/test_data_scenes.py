@@ -14,6 +14,7 @@ from PIL import Image
 
 from jaxcomp import data
 from jaxcomp.data import detection, kitti_format, scenes_frame, scenes_mesh, scenes_worker
+from jaxcomp.data import scenes as scenes_builder
 from jaxcomp.errors import ConfigError, DataError
 
 SMALL = scenes_frame.SceneSettings(height=64, width=208, seed=5, beams=16, azimuths=96)
@@ -306,7 +307,7 @@ def test_failed_writes_of_the_record_files_are_worded(tmp_path, monkeypatch):
     def fail(self, *args, **kwargs):
         raise RuntimeError("write() failed: No space left on device\n=== Source Location Trace ===")
 
-    monkeypatch.setattr(scenes.Scenes, "download_and_prepare", fail)
+    monkeypatch.setattr(scenes_builder.Scenes, "download_and_prepare", fail)
     with pytest.raises(DataError, match=r"cannot write below .*No space left on device\)"):
         data.make_splits(_config(tmp_path))
 
