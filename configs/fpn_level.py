@@ -18,7 +18,6 @@ def get_config(arg_string: str = ""):
     kitti = args.profile == "kitti"
     config = base_config(
         model={"straight_through": False},
-        detector={"config": "kitti" if kitti else "embedded"},
         data={"cache_features": not kitti},
         evaluation={"pictures": 4},
     )
