@@ -36,7 +36,9 @@ def get_config(arg_string: str = ""):
     else:
         # Level 4 of a 128 x 416 image is 2 x 7: fewer strides leave the coarse levels some room.
         config.model.update(in_channels=64, n_hidden=64, n_channels=64, stages=2)
-        training.update(batch_size=8, epochs=20, learning_rate=1e-3, rate_weight=0.02)
+        training.update(batch_size=8, learning_rate=1e-3, rate_weight=1.5e-3)
+        # A frame of a fine level holds many positions, so fewer passes over the frames do.
+        training.epochs = {0: 30, 1: 40}.get(args.level, 60)
         training.lr_schedule.update(name="cosine")
         training.early_stopping.patience = 0
     return config

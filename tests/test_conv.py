@@ -57,6 +57,29 @@ def test_both_forms_have_the_same_values_and_gradients(function, size):
         np.testing.assert_allclose(ours, plain, atol=2e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_matrix_and_polyphase_forms_agree(size):
+    x, w = _random((2, *size, 3), (5, 5, 3, 4))
+    y = conv.downsample(x, w)
+    np.testing.assert_allclose(conv._downsample_matrix(x, w), y, atol=2e-5)
+    np.testing.assert_allclose(
+        conv._correlate_matrix(x, y), conv.correlate(x, y), rtol=1e-5, atol=1e-4
+    )
+    plain = conv.upsample(y, w, polyphase=False)
+    np.testing.assert_allclose(conv._upsample_matrix(y, w), plain, rtol=1e-5, atol=1e-4)
+    np.testing.assert_allclose(conv.upsample(y, w, polyphase=True), plain, rtol=1e-5, atol=1e-4)
+
+
+def test_every_form_is_reached(monkeypatch):
+    """Small maps take the matrix forms, large ones the convolutions; both are differentiated."""
+    x, w = _random((1, 6, 8, 3), (5, 5, 3, 4))
+    wanted = jax.grad(lambda a: jnp.sum(jnp.cos(conv.conv5s2(a, w))))(x)
+    monkeypatch.setattr(conv, "_MATRIX_ROWS", 0)
+    monkeypatch.setattr(conv, "_MATRIX_TAPS", 0)
+    got = jax.grad(lambda a: jnp.sum(jnp.cos(conv.conv5s2(a, w))))(x)
+    np.testing.assert_allclose(got, wanted, atol=2e-5)
+
+
 def test_default_form_follows_the_backend():
     assert conv._resolve(None) == (jax.default_backend() == "cpu")
 

@@ -74,9 +74,10 @@ class FactorisedCodec(nn.Module):
 
         Returns:
           {"x_hat": [B, H, W, C] float32, "bits": [B, h, w, M] float32, "y": [B, h, w, M] float32
-          before quantisation}.
+          before quantisation, "distortion": [B] mean squared error of the normalised features}.
         """
-        y = self.analyse(x)
+        normal = self.normalise(x)
+        y = self._analyse(normal)
         median = self.median()
         if train:
             if rng is None:
@@ -85,25 +86,32 @@ class FactorisedCodec(nn.Module):
             decoded = quantise_ste(y, median) if self.straight_through else rated
         else:
             rated = decoded = quantise_round(y, median)
-        x_hat = self.synthesise(decoded, (x.shape[1], x.shape[2]))
-        return {"x_hat": x_hat, "bits": self.bits(rated), "y": y}
+        restored = self._synthesise(decoded, (x.shape[1], x.shape[2]))
+        # In the normalised space: training then never needs the features in their own units.
+        distortion = jnp.square(normal - restored).mean((1, 2, 3))
+        x_hat = self.denormalise(restored)
+        return {"x_hat": x_hat, "bits": self.bits(rated), "y": y, "distortion": distortion}
 
     def analyse(self, x: Array) -> Array:
         """[B, H, W, C] features to [B, ceil(H/2^stages), ceil(W/2^stages), M] float32 latents."""
-        check_features(x, self.in_channels)
+        return self._analyse(self.normalise(x))
+
+    def _analyse(self, normal: Array) -> Array:
         multiple = self.pad_multiple or 2**self.stages
-        pads = [(0, 0)] + [(0, -n % multiple) for n in x.shape[1:3]] + [(0, 0)]
-        return self.analysis(jnp.pad(self.normalise(x), pads)).astype(jnp.float32)
+        pads = [(0, 0)] + [(0, -n % multiple) for n in normal.shape[1:3]] + [(0, 0)]
+        return self.analysis(jnp.pad(normal, pads)).astype(jnp.float32)
 
     def synthesise(self, y: Array, shape: tuple[int, int]) -> Array:
         """[B, h, w, M] latents to [B, H, W, C] float32 features, cropped to `shape` = (H, W)."""
+        return self.denormalise(self._synthesise(y, shape))
+
+    def _synthesise(self, y: Array, shape: tuple[int, int]) -> Array:
         if tuple(y.shape[1:]) != (*latent_shape(shape, self.stages), self.n_channels):
             raise ShapeError(
                 f"latents of shape {tuple(y.shape)} do not belong to features of {tuple(shape)}: "
                 f"expected [B, {latent_shape(shape, self.stages)}, {self.n_channels}]"
             )
-        x_hat = self.synthesis(y)[:, : shape[0], : shape[1]]
-        return self.denormalise(x_hat.astype(jnp.float32))
+        return self.synthesis(y)[:, : shape[0], : shape[1]].astype(jnp.float32)
 
     def bits(self, y: Array) -> Array:
         """[B, h, w, M] noisy or rounded latents to their ideal code lengths in bits."""
@@ -115,6 +123,7 @@ class FactorisedCodec(nn.Module):
 
     def normalise(self, x: Array) -> Array:
         """(x - mean) / scale in float32: the space in which the transforms work."""
+        check_features(x, self.in_channels)
         mean = self.mean.value.reshape(1, 1, 1, -1)
         return (x.astype(jnp.float32) - mean) / self.scale.value
 

@@ -15,7 +15,9 @@ Only `upsample` has a form that differs between backends. XLA's CPU backend does
 zeros of an lhs-dilated convolution (4 times the arithmetic), and worse, differentiates it into one
 whose weight gradient is 20 times slower. There each of the four output phases (even or odd row,
 even or odd column) is a dense stride-1 convolution with the taps that reach it (Shi et al., 2016,
-arXiv:1609.07009). GPU and TPU libraries know transposed convolutions, and get the plain form.
+arXiv:1609.07009). Small maps, whose kernels outweigh them, are multiplied with the kernel as a
+plain [25 C, M] matrix instead, which spares turning the kernel over. GPU and TPU libraries know
+transposed convolutions, and get the plain form.
 """
 
 from __future__ import annotations
@@ -35,7 +37,7 @@ def conv5s2(x: Array, kernel: Array, *, polyphase: bool | None = None) -> Array:
     Args:
       x: [B, H, W, C], any float dtype.
       kernel: [5, 5, C, M] (HWIO) of the same dtype.
-      polyphase: the CPU form of the backward pass (True), XLA's own (False), or by backend (None).
+      polyphase: the CPU forms (True), XLA's own (False), or by backend (None).
 
     Returns:
       [B, ceil(H/2), ceil(W/2), M] of the dtype of `x`.
@@ -62,7 +64,7 @@ def conv5s2_transpose(x: Array, kernel: Array, *, polyphase: bool | None = None)
 
 
 def downsample(x: Array, w: Array) -> Array:
-    """[B, H, W, C] and [5, 5, C, M] to [B, ceil(H/2), ceil(W/2), M]."""
+    """[B, H, W, C] and [5, 5, C, M] to [B, ceil(H/2), ceil(W/2), M], in XLA's form."""
     return lax.conv_general_dilated(x, w, (2, 2), ((2, 2), (2, 2)), dimension_numbers=_NHWC)
 
 
@@ -100,19 +102,93 @@ def correlate(x: Array, y: Array) -> Array:
     )
 
 
+def _patches(x: Array, height: int, width: int) -> Array:
+    """The 5x5 neighbourhoods that make each coarse position, [B * height * width, 25 C]."""
+    pads = [(0, 0)] + [
+        (2, 2 * n + 1 - m) for n, m in zip((height, width), x.shape[1:3], strict=True)
+    ]
+    padded = jnp.pad(x, [*pads, (0, 0)])
+    taps = [
+        padded[:, k : k + 2 * height - 1 : 2, m : m + 2 * width - 1 : 2]
+        for k in range(5)
+        for m in range(5)
+    ]
+    return jnp.stack(taps, 3).reshape(x.shape[0] * height * width, -1)
+
+
+def _downsample_matrix(x: Array, w: Array) -> Array:
+    """`downsample` as one matrix product."""
+    batch, height, width = x.shape[0], -(-x.shape[1] // 2), -(-x.shape[2] // 2)
+    out = _patches(x, height, width) @ w.reshape(-1, w.shape[3])
+    return out.reshape(batch, height, width, -1)
+
+
+def _correlate_matrix(x: Array, y: Array) -> Array:
+    """`correlate` as one matrix product."""
+    flat = y.reshape(-1, y.shape[3])
+    return (_patches(x, *y.shape[1:3]).T @ flat).reshape(5, 5, x.shape[3], -1)
+
+
+def _upsample_matrix(y: Array, w: Array) -> Array:
+    """`upsample` as one matrix product, whose 5x5 taps are then added where they belong."""
+    batch, height, width, _ = y.shape
+    taps = y.reshape(-1, y.shape[3]) @ w.reshape(-1, w.shape[3]).T
+    taps = taps.reshape(batch, height, width, 5, 5, -1)
+    rows = _fold(taps, axis=1, taps=3)  # [B, h, 2, w, 5, C]
+    rows = rows.reshape(batch, 2 * height, width, 5, -1)
+    return _fold(rows, axis=2, taps=3).reshape(batch, 2 * height, 2 * width, -1)
+
+
+def _fold(t: Array, *, axis: int, taps: int) -> Array:
+    """Adds the five taps of one axis: tap k at position i goes to 2i + k - 2.
+
+    Takes the axis of taps away and puts one of even and odd positions behind `axis`.
+    """
+
+    def tap(k: int, shift: int) -> Array:
+        part = lax.index_in_dim(t, k, taps, keepdims=False)
+        pads = [(0, 0)] * part.ndim
+        pads[axis] = (max(shift, 0), max(-shift, 0))
+        start = max(-shift, 0)
+        return lax.slice_in_dim(jnp.pad(part, pads), start, start + t.shape[axis], axis=axis)
+
+    even = tap(0, -1) + tap(2, 0) + tap(4, 1)
+    return jnp.stack([even, tap(1, -1) + tap(3, 0)], axis + 1)
+
+
+# Measured on two cores: above these sizes the convolutions are faster.
+_MATRIX_ROWS = 32  # coarse positions of a batch
+_MATRIX_TAPS = 3_200_000  # coarse positions times 25 C
+
+
+def _down_cpu(x: Array, w: Array) -> Array:
+    rows = x.shape[0] * -(-x.shape[1] // 2) * -(-x.shape[2] // 2)
+    return _downsample_matrix(x, w) if rows <= _MATRIX_ROWS else downsample(x, w)
+
+
+def _up_cpu(y: Array, w: Array) -> Array:
+    taps = y.size // y.shape[3] * 25 * w.shape[2]
+    return _upsample_matrix(y, w) if taps <= _MATRIX_TAPS else upsample(y, w, polyphase=True)
+
+
+def _correlate_cpu(x: Array, y: Array) -> Array:
+    rows = y.size // y.shape[3]
+    return _correlate_matrix(x, y) if rows <= _MATRIX_ROWS else correlate(x, y)
+
+
 @jax.custom_vjp
 def _conv_cpu(x: Array, w: Array) -> Array:
-    return downsample(x, w)
+    return _down_cpu(x, w)
 
 
 def _conv_forward(x: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return downsample(x, w), (x, w)
+    return _down_cpu(x, w), (x, w)
 
 
 def _conv_backward(saved: tuple[Array, Array], dy: Array) -> tuple[Array, Array]:
     x, w = saved
-    dx = upsample(dy, w, polyphase=True)[:, : x.shape[1], : x.shape[2]]
-    return dx, correlate(x, dy)
+    dx = _up_cpu(dy, w)[:, : x.shape[1], : x.shape[2]]
+    return dx, _correlate_cpu(x, dy)
 
 
 _conv_cpu.defvjp(_conv_forward, _conv_backward)
@@ -120,16 +196,16 @@ _conv_cpu.defvjp(_conv_forward, _conv_backward)
 
 @jax.custom_vjp
 def _transpose_cpu(y: Array, w: Array) -> Array:
-    return upsample(y, w, polyphase=True)
+    return _up_cpu(y, w)
 
 
 def _transpose_forward(y: Array, w: Array) -> tuple[Array, tuple[Array, Array]]:
-    return upsample(y, w, polyphase=True), (y, w)
+    return _up_cpu(y, w), (y, w)
 
 
 def _transpose_backward(saved: tuple[Array, Array], dx: Array) -> tuple[Array, Array]:
     y, w = saved
-    return downsample(dx, w), correlate(dx, y)
+    return _down_cpu(dx, w), _correlate_cpu(dx, y)
 
 
 _transpose_cpu.defvjp(_transpose_forward, _transpose_backward)

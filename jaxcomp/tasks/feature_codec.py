@@ -120,13 +120,12 @@ class FeatureCodecTask:
     ) -> dict[str, Array]:
         """Distortion and rate of each row, [B]; `mse` in feature units, `distortion` normalised."""
         out = self.codec.apply(variables, x, rng, train)
-        error = jnp.square(x - out["x_hat"]).mean((1, 2, 3))
+        distortion = out["distortion"]
         positions = x.shape[1] * x.shape[2]
         bpp = out["bits"].sum((1, 2, 3)) / positions
-        distortion = error / jnp.square(variables["stats"]["scale"])
         return {
             "loss": distortion + self.rate_weight * bpp,
-            "mse": error,
+            "mse": distortion * jnp.square(variables["stats"]["scale"]),
             "distortion": distortion,
             "bpp": bpp,
             "rate_loss": self.rate_weight * bpp,
