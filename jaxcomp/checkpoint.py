@@ -355,8 +355,9 @@ def load_frozen(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
 
     Returns:
       (variables, metadata, digest). From a run: variables = {"params": …, "stats": …} as nested
-      dictionaries of numpy arrays, metadata = {"config": …, "step": …}. From a file: what
-      `export_npz` was given. The digest is `tree_digest(variables)`.
+      dictionaries of numpy arrays, metadata = {"config": …, "step": …, "record": …}, where the
+      record is that of the newest checkpoint (`progress.Progress`). From a file: what `export_npz`
+      was given. The digest is `tree_digest(variables)`.
 
     Raises:
       CheckpointError: missing, truncated or damaged.
@@ -387,7 +388,11 @@ def load_frozen(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
         raise CheckpointError(f"{str(path)!r} is truncated or damaged ({reason}).") from error
     variables = {"params": state["params"], "stats": state["stats"]}
     config = folder.parent / "config.json"
-    meta = {"step": step, "config": json.loads(config.read_text()) if config.is_file() else {}}
+    meta = {
+        "step": step,
+        "config": json.loads(config.read_text()) if config.is_file() else {},
+        "record": record,
+    }
     return variables, meta, tree_digest(variables)
 
 

@@ -7,11 +7,12 @@ stopped. `train.log` is for people and is only appended to.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
-import math
 import os
-from collections.abc import Mapping
+import sys
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -19,9 +20,11 @@ import tqdm
 
 from jaxcomp.errors import ConfigError
 from jaxcomp.types import PyTree
-from jaxcomp.workdir import atomic_write, disk_errors
+from jaxcomp.workdir import atomic_write, disk_errors, finite
 
 LOG = logging.getLogger("jaxcomp")
+_BATCH, _MAGNITUDES = "Train Batch:", "Feature Magnitudes:"
+_DETAILS = (_BATCH, _MAGNITUDES)  # beginnings of lines that come several times an epoch
 
 
 def flatten_metrics(metrics: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
@@ -52,7 +55,7 @@ def batch_line(i: int, n: int, averages: Mapping[str, float], lr: float) -> str:
     Returns:
       `Train Batch: [i/N] Loss: … MSE: … BPP: … GradNorm: … LR: … FPN_MSE: [L0:… …]`.
     """
-    parts = [f"Train Batch: [{i}/{n}]"]
+    parts = [f"{_BATCH} [{i}/{n}]"]
     for label, name, digits in (
         ("Loss", "loss", 4),
         ("MSE", "mse", 6),
@@ -76,7 +79,7 @@ def magnitude_line(averages: Mapping[str, float]) -> str | None:
     if not levels:
         return None
     items = (f"{k}:max={v:.3f}" if k else f"max={v:.3f}" for k, v in levels.items())
-    return "Feature Magnitudes: [" + " ".join(items) + "]"
+    return f"{_MAGNITUDES} [" + " ".join(items) + "]"
 
 
 def health_alerts(
@@ -116,12 +119,23 @@ def health_alerts(
     return found
 
 
-def rate_distortion_ratio(metrics: Mapping[str, float], rate_weight: float) -> float | None:
-    """rate_weight · bpp / mse (`rate_loss` / `distortion` where a task gives those), or None."""
+def _rate_and_distortion(
+    metrics: Mapping[str, float], rate_weight: float
+) -> tuple[float | None, str, float | None]:
+    """(the weighted rate, the name of the distortion, the distortion), the parts of the loss.
+
+    A task may name them (`rate_loss`, `distortion`); else they are rate_weight · bpp and mse.
+    """
     rate = metrics.get("rate_loss")
     if rate is None and "bpp" in metrics:
         rate = rate_weight * metrics["bpp"]
-    distortion = metrics.get("distortion", metrics.get("mse"))
+    name = "distortion" if "distortion" in metrics else "mse"
+    return rate, name, metrics.get(name)
+
+
+def rate_distortion_ratio(metrics: Mapping[str, float], rate_weight: float) -> float | None:
+    """Weighted rate / distortion as they stand in the loss, or None where one is missing."""
+    rate, _, distortion = _rate_and_distortion(metrics, rate_weight)
     if rate is None or not distortion:
         return None
     return rate / distortion
@@ -151,9 +165,12 @@ def epoch_lines(
             f"Epoch {record['epoch']}/{config.training.epochs} {split}: {' '.join(shown)}{mark}"
         )
     ratio = rate_distortion_ratio(record["val"], weight)
-    if ratio is not None and "bpp" in record["val"] and "mse" in record["val"]:
-        rate, mse = weight * record["val"]["bpp"], record["val"]["mse"]
-        lines.append(f"Rate-Distortion Balance: {rate:.3e} | {mse:.3e} | Ratio: {ratio:.3f}")
+    if ratio is not None:
+        rate, name, distortion = _rate_and_distortion(record["val"], weight)
+        lines.append(
+            f"Rate-Distortion Balance: rate {rate:.3e} | {name} {distortion:.3e} | "
+            f"Ratio: {ratio:.3f}"
+        )
     speed = "" if step_ms is None else f" step {step_ms:.1f} ms, waiting for data {input_wait:.1%}"
     lines.append(f"LR: {record['lr']:.2e} Lambda: {weight:.2e}{speed}")
     return lines
@@ -180,20 +197,61 @@ def truncate_jsonl(path: Path, step: int) -> None:
     atomic_write(path, "".join(kept))
 
 
-def _strict(value: Any) -> Any:
-    """NaN and infinity as null: JSON has neither."""
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    if isinstance(value, Mapping):
-        return {k: _strict(v) for k, v in value.items()}
-    return value
-
-
 class _Console(logging.Handler):
-    """Prints above the progress bar instead of through it."""
+    """Prints above the progress bar instead of through it, and leaves details to `train.log`.
+
+    Of a table only the first and the last line are printed; lines about batches only where
+    somebody watches.
+    """
 
     def emit(self, record: logging.LogRecord) -> None:
-        tqdm.tqdm.write(self.format(record))
+        try:
+            text = self.format(record)
+            if text.startswith(_DETAILS) and not sys.stdout.isatty():
+                return
+            lines = text.splitlines()
+            if record.levelno <= logging.INFO and len(lines) > 2:
+                text = f"{lines[0]} {lines[-1]}"
+            tqdm.tqdm.write(text)
+        except Exception:  # a closed pipe must not end a run
+            self.handleError(record)
+
+
+@contextlib.contextmanager
+def open_handlers(path: str | os.PathLike[str], primary: bool = True) -> Iterator[None]:
+    """While it is open, the logger "jaxcomp" writes to `train.log` in `path` and to the console.
+
+    Inside another one for the same directory it changes nothing.
+
+    Args:
+      path: the run directory, made if needed.
+      primary: False in all processes but the first: nothing is written.
+
+    Raises:
+      CheckpointError: the directory cannot be written.
+    """
+    file = Path(path) / "train.log"
+    name = os.path.abspath(file)
+    if not primary or any(getattr(h, "baseFilename", None) == name for h in LOG.handlers):
+        yield
+        return
+    with disk_errors(path):
+        file.parent.mkdir(parents=True, exist_ok=True)
+        handlers = [logging.FileHandler(file), _Console()]
+    handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    saved = (LOG.level, LOG.propagate)
+    for handler in handlers:
+        LOG.addHandler(handler)
+    LOG.setLevel(logging.INFO)
+    LOG.propagate = False
+    try:
+        yield
+    finally:
+        for handler in handlers:
+            LOG.removeHandler(handler)
+            handler.close()
+        LOG.setLevel(saved[0])
+        LOG.propagate = saved[1]
 
 
 def _tensorboard(path: Path) -> Any:
@@ -252,8 +310,7 @@ class RunLog:
         """
         self.settings = settings
         self._file = self._board = self._wandb = None
-        self._handlers: list[logging.Handler] = []
-        self._saved = (LOG.level, LOG.propagate)
+        self._handlers = contextlib.ExitStack()
         path = Path(path)
         self._path = path / "metrics.jsonl"
         self._bar: Any = tqdm.tqdm(
@@ -270,12 +327,7 @@ class RunLog:
             path.mkdir(parents=True, exist_ok=True)
             truncate_jsonl(self._path, step)
             self._file = open(self._path, "a")
-            self._handlers = [logging.FileHandler(path / "train.log"), _Console()]
-        self._handlers[0].setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
-        for handler in self._handlers:
-            LOG.addHandler(handler)
-        LOG.setLevel(logging.INFO)
-        LOG.propagate = False
+        self._handlers.enter_context(open_handlers(path))
         if settings.tensorboard:
             self._board = _tensorboard(path / "tensorboard")
         if settings.wandb:
@@ -285,7 +337,7 @@ class RunLog:
         """Appends one line to `metrics.jsonl`, and its numbers to the extras."""
         if self._file is None:
             return
-        line = json.dumps({"kind": kind, "step": step, **_strict(values)}, allow_nan=False)
+        line = json.dumps({"kind": kind, "step": step, **finite(values)}, allow_nan=False)
         with disk_errors(self._path):
             self._file.write(line + "\n")
         flat = flatten_metrics(values)
@@ -315,11 +367,7 @@ class RunLog:
     def close(self) -> None:
         """Closes the files and gives the logger back as it was."""
         self._bar.close()
-        for handler in self._handlers:
-            LOG.removeHandler(handler)
-            handler.close()
-        LOG.setLevel(self._saved[0])
-        LOG.propagate = self._saved[1]
+        self._handlers.close()
         with disk_errors(self._path):
             if self._file is not None:
                 self._file.close()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -56,11 +57,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0 if args.help else 2
         config = config_lib.load_config(spec, overrides)
         run(config, argv, workdir=args.workdir, mode=args.mode, started=started)
-    except JaxcompError as error:
+    except (JaxcompError, OSError) as error:
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
         return 128 + error.signum if hasattr(error, "signum") else 1
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("error: interrupted; run the same command again to go on.", file=sys.stderr)
+        return 128 + signal.SIGINT
     return 0
 
 

@@ -15,6 +15,7 @@ import fcntl
 import functools
 import importlib.metadata
 import json
+import math
 import os
 import platform
 import subprocess
@@ -33,6 +34,7 @@ _DISK = {
     errno.EACCES: "permission is denied; choose another --workdir or change its mode",
     errno.EPERM: "permission is denied; choose another --workdir or change its mode",
     errno.ENOTDIR: "a part of the path is a file; choose another --workdir",
+    errno.ENAMETOOLONG: "the path is too long; choose a shorter --workdir",
     errno.EEXIST: "a file stands where the directory should be; choose another --workdir",
 }
 _PACKAGES = ("jaxcomp", "jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy")
@@ -44,10 +46,15 @@ def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        if error.errno not in _DISK:
-            raise
+        known = _DISK.get(error.errno or 0)
+        if known is not None:
+            raise CheckpointError(
+                f"Cannot write {str(path)!r}: {known} ({error.strerror})."
+            ) from error
+        reason = error.strerror or str(error) or type(error).__name__
         raise CheckpointError(
-            f"Cannot write {str(path)!r}: {_DISK[error.errno]} ({error.strerror})."
+            f"Cannot read or write {str(error.filename or path)!r}: {reason}; "
+            "check that place, then run the same command again."
         ) from error
 
 
@@ -95,8 +102,11 @@ class Workdir:
         return (self.path / "summary.json").exists()
 
     def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
-        """Writes `name` below the directory atomically as indented JSON; returns its path."""
-        atomic_write(self.path / name, json.dumps(content, indent=2, default=_plain) + "\n")
+        """Writes `name` below the directory atomically as indented JSON; returns its path.
+
+        NaN and infinity, which JSON does not have, become null.
+        """
+        atomic_write(self.path / name, json_text(content))
         return self.path / name
 
     def finish(self, summary: Mapping[str, Any]) -> Path:
@@ -112,6 +122,23 @@ class Workdir:
 
     def __exit__(self, *exc: object) -> None:
         self.close()
+
+
+def finite(value: Any) -> Any:
+    """`value` with NaN and infinity, also inside mappings and lists, replaced by None."""
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    if isinstance(value, Mapping):
+        return {k: finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(v) for v in value]
+    return value
+
+
+def json_text(content: Mapping[str, Any]) -> str:
+    """Indented, strict JSON; arrays become lists, what is not finite becomes null."""
+    plain = json.loads(json.dumps(content, default=_plain))
+    return json.dumps(finite(plain), indent=2, allow_nan=False) + "\n"
 
 
 def _plain(value: Any) -> Any:
@@ -131,11 +158,19 @@ def run_name(config: config_lib.ConfigDict, now: datetime.datetime) -> str:
 
 
 def stored_digest(path: Path) -> str | None:
-    """The config digest of a run directory, or None where there is no readable one."""
+    """The config digest of a run directory, or None where there is no readable `provenance.json`.
+
+    It is computed from `config.json` where there is one, so that runs of earlier versions, whose
+    digest was made in another way, can be resumed.
+    """
     try:
-        return json.loads((path / "provenance.json").read_text())["config_digest"]
+        stored = json.loads((path / "provenance.json").read_text())["config_digest"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
+    try:
+        return config_lib.digest(dict(json.loads((path / "config.json").read_text())))
+    except (OSError, ValueError, TypeError):
+        return stored
 
 
 def find_unfinished(parent: Path, digest: str) -> Path | None:
@@ -167,8 +202,8 @@ def open_workdir(
       the process ends, however it ends.
 
     Raises:
-      CheckpointError: another process holds it, it belongs to another config, or the place cannot
-        be written.
+      CheckpointError: another process holds it, it belongs to another config or to a run whose
+        config is not on record, or the place cannot be written.
     """
     digest = config_lib.digest(config)
     parent = Path(root) / name
@@ -183,11 +218,22 @@ def open_workdir(
         if found not in (None, digest):
             raise CheckpointError(_other_config(path, config))
         if found is None:
+            _check_new(path)
             _write_start(path, config, digest, argv)
         return Workdir(path, lock, resumed=found is not None)
     except BaseException:
         lock.close()
         raise
+
+
+def _check_new(path: Path) -> None:
+    """Refuses files of a run that nobody can tell the config of."""
+    present = [n for n in ("checkpoints", "config.json", "summary.json") if (path / n).exists()]
+    if present:
+        raise CheckpointError(
+            f"{str(path)!r} holds {' and '.join(present)}, but no readable provenance.json that "
+            "says which run they are of; remove them or choose another --workdir."
+        )
 
 
 def _new_directory(parent: Path, name: str) -> Path:
@@ -229,7 +275,8 @@ def _other_config(path: Path, config: config_lib.ConfigDict) -> str:
     new = json.loads(config_lib.to_json(config))
     before, after = (dict(config_lib.flatten(c)) for c in (old, new))
     keys = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
-    shown = [f"{k} {before.get(k)!r} -> {after.get(k)!r}" for k in keys if k[:4] != "log."]
+    keys = [k for k in keys if config_lib.changes_result(k)]
+    shown = [f"{k} {before.get(k)!r} -> {after.get(k)!r}" for k in keys]
     more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
     return (
         f"{str(path)!r} holds a run with another config ({'; '.join(shown[:3])}{more}). "

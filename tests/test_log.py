@@ -60,6 +60,27 @@ def test_the_logger_is_given_back(tmp_path, capsys):
     assert "hello" in (tmp_path / "train.log").read_text() and "hello" in capsys.readouterr().out
 
 
+def test_the_console_gets_less_than_the_log(tmp_path, capsys):
+    with log.open_handlers(tmp_path), log.RunLog(tmp_path, settings(), total_steps=1):
+        log.LOG.info("Parameters:\n| name |\n| a/b |\nTotal: 6")
+        log.LOG.info(log.batch_line(1, 2, {"loss": 1.0}, 1.0))
+        log.LOG.warning("look")
+    assert capsys.readouterr().out == "Parameters: Total: 6\nlook\n"
+    text = (tmp_path / "train.log").read_text()
+    assert "a/b" in text and text.count("Train Batch: [1/2]") == text.count("look") == 1
+
+
+def test_the_balance_shows_what_the_ratio_is_of():
+    config = toy.config(training__rate_weight="0.5")
+    val = {"loss": 1.0, "mse": 8.0, "bpp": 2.0}
+    record = {"epoch": 1, "lr": 0.1, "train": {}, "val": val}
+    lines = "\n".join(log.epoch_lines(record, config, False, None, 0.0))
+    assert "rate 1.000e+00 | mse 8.000e+00 | Ratio: 0.125" in lines
+    record["val"] = val | {"distortion": 4.0}
+    lines = "\n".join(log.epoch_lines(record, config, False, None, 0.0))
+    assert "rate 1.000e+00 | distortion 4.000e+00 | Ratio: 0.250" in lines
+
+
 def test_other_processes_write_nothing(tmp_path):
     with log.RunLog(tmp_path, settings(), total_steps=1, primary=False) as out:
         out.record("batch", 1, {"loss": 1.0})

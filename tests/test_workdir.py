@@ -5,6 +5,7 @@ import signal
 import subprocess
 import sys
 
+import numpy as np
 import pytest
 import toy
 import yaml
@@ -56,6 +57,33 @@ def test_another_config_in_the_given_directory_is_refused(tmp_path):
         assert run.resumed
 
 
+@pytest.mark.parametrize("name", ["checkpoints", "config.json"])
+@pytest.mark.parametrize("provenance", [None, '{"config_dig'])
+def test_a_run_without_provenance_is_not_adopted(tmp_path, name, provenance):
+    (tmp_path / name).mkdir() if name == "checkpoints" else (tmp_path / name).write_text("{}")
+    if provenance:
+        (tmp_path / "provenance.json").write_text(provenance)
+    with pytest.raises(CheckpointError, match=f"holds {name}.*no readable provenance"):
+        workdir.open_workdir(toy.config(), name="", explicit=tmp_path)
+    assert (tmp_path / "config_used.yaml").exists() is False
+
+
+def test_a_digest_made_in_another_way_is_computed_anew(tmp_path):
+    workdir.open_workdir(toy.config(), name="", explicit=tmp_path / "w").close()
+    file = tmp_path / "w" / "provenance.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"config_digest": "of old"}))
+    with workdir.open_workdir(toy.config(), name="", explicit=tmp_path / "w") as run:
+        assert run.resumed
+
+
+def test_json_is_strict(tmp_path):
+    with workdir.open_workdir(toy.config(), name="", explicit=tmp_path / "w") as run:
+        values = {"a": float("nan"), "b": [1.0, float("inf")], "c": np.array([2.0, np.nan])}
+        text = run.finish(values).read_text()
+    assert json.loads(text) == {"a": None, "b": [1.0, None], "c": [2.0, None]}
+    assert "NaN" not in text
+
+
 def test_the_lock_refuses_a_second_process_and_dies_with_the_first(tmp_path):
     env = {**os.environ, "PYTHONPATH": os.pathsep.join([os.path.dirname(__file__), os.getcwd()])}
     holder = subprocess.Popen(
@@ -72,7 +100,10 @@ def test_the_lock_refuses_a_second_process_and_dies_with_the_first(tmp_path):
         assert str(run.path) == path and run.resumed
 
 
-@pytest.mark.parametrize(("number", "words"), [(28, "disk is full"), (30, "read-only")])
+@pytest.mark.parametrize(
+    ("number", "words"),
+    [(28, "disk is full"), (30, "read-only"), (36, "too long"), (5, "Input/output error")],
+)
 def test_disk_errors_are_worded(tmp_path, monkeypatch, number, words):
     def fail(*args):
         raise OSError(number, os.strerror(number))

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
+import math
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -12,12 +14,14 @@ from typing import Any
 
 import jax
 
-from jaxcomp import checkpoint, train
+from jaxcomp import checkpoint, log, sharding, train
 from jaxcomp import config as config_lib
 from jaxcomp import workdir as workdir_lib
 from jaxcomp.errors import CheckpointError
 from jaxcomp.jobs import build_job, run_location
 from jaxcomp.log import LOG
+from jaxcomp.progress import Progress
+from jaxcomp.report.reading import read_arrays, read_json, read_records, read_summary
 from jaxcomp.types import TrainState
 
 
@@ -38,7 +42,7 @@ def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: f
       JaxcompError: bad input; nothing that was there is lost.
     """
     root, name = run_location(config)
-    if mode == "eval" and not (Path(workdir) / "checkpoints").is_dir():
+    if mode == "eval" and not (workdir and (Path(workdir) / "checkpoints").is_dir()):
         raise CheckpointError(
             f"--mode=eval needs --workdir=DIR with a trained run, {workdir!r} holds no checkpoints"
         )
@@ -53,52 +57,123 @@ def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: f
             print(f"{directory.path} is finished; its summary:")
             return _show(directory.path)
         print(f"run directory: {directory.path}{' (resuming)' if directory.resumed else ''}")
-        _use_compilation_cache()
-        job = build_job(config)
-        result = _trained(directory) if mode == "eval" else _train(job, config, directory)
-        metrics = job.evaluate(result, directory.path, _frames_done("evaluate"))
-        summary = _summary(config, argv, result, metrics, directory, started)
-        directory.finish(summary)
-        from jaxcomp import report
-
-        report.build_page(directory.path)
+        with log.open_handlers(directory.path, sharding.is_primary()):
+            _use_compilation_cache()
+            _train_and_evaluate(config, argv, directory, mode, started)
         return _show(directory.path)
 
 
-def _train(job: Any, config: Any, directory: workdir_lib.Workdir) -> train.FitResult:
+def _train_and_evaluate(
+    config: Any, argv: Sequence[str], directory: workdir_lib.Workdir, mode: str, started: float
+) -> None:
+    """Everything between opening the run directory and its summary, which is written last."""
+    timing = _Timing(directory, started)
+    try:
+        evaluated = _trained(directory, timing) if mode == "eval" else None
+        job = build_job(config)
+        result = evaluated or _train(job, config, directory, timing)
+        with workdir_lib.disk_errors(directory.path):
+            metrics = job.evaluate(result, directory.path, _frames_done("evaluate"))
+    except BaseException:
+        with contextlib.suppress(CheckpointError):
+            timing.save()
+        raise
+    seconds = max(timing.seconds(), result.seconds)
+    if directory.finished:  # measured again: training took what it took
+        seconds = read_json(directory.path / "summary.json").get("seconds", seconds)
+    content = _summary(config, argv, result, metrics, directory, seconds)
+    summary = json.loads(workdir_lib.json_text(content))
+    # The page comes first: a run that ends between the two is not finished and makes both again.
+    with workdir_lib.disk_errors(directory.path):
+        _write_page(directory.path, summary)
+    directory.finish(summary)
+
+
+def _write_page(path: Path, summary: Mapping[str, Any]) -> None:
+    """The report page of a run whose `summary.json` is about to be written."""
+    from jaxcomp.report import page
+
+    text = page.run_page(summary, summary["config"], read_records(path), read_arrays(path))
+    workdir_lib.atomic_write(path / page.PAGE, text)
+
+
+class _Timing:
+    """Times of a run over all its processes, kept in `timing.json`; saved after each epoch.
+
+    Attributes:
+      values: what is on record: `wall_seconds` and, after training, `train_seconds`,
+        `train_step_ms` and `input_wait`.
+    """
+
+    def __init__(self, directory: workdir_lib.Workdir, started: float):
+        self.values = read_json(directory.path / "timing.json")
+        self._directory, self._started = directory, started
+        self._before = float(self.values.get("wall_seconds", 0.0))
+
+    def seconds(self) -> float:
+        """Wall time of this process and of those before it."""
+        return self._before + time.time() - self._started
+
+    def save(self, **values: Any) -> None:
+        """Adds values to the record, and the wall time so far unless the run was finished."""
+        if not self._directory.finished:
+            self.values |= values | {"wall_seconds": self.seconds()}
+            self._directory.write_json("timing.json", self.values)
+
+
+def _train(
+    job: Any, config: Any, directory: workdir_lib.Workdir, timing: _Timing
+) -> train.FitResult:
     """Trains or goes on; the step's time survives a kill between training and evaluation."""
-    result = train.fit(job.task, config, job.splits, directory.path, callbacks=job.callbacks)
-    record = directory.path / "timing.json"
+    callbacks = (*job.callbacks, lambda epoch: timing.save())
+    result = train.fit(job.task, config, job.splits, directory.path, callbacks=callbacks)
     if result.train_step_ms is not None:
-        timing = {"train_step_ms": result.train_step_ms, "input_wait": result.input_wait}
-        directory.write_json(record.name, timing)
-    elif record.exists():
-        result = dataclasses.replace(result, **json.loads(record.read_text()))
-    return result
+        timing.save(
+            train_step_ms=result.train_step_ms,
+            input_wait=result.input_wait,
+            train_seconds=result.seconds,
+        )
+        return result
+    known = timing.values
+    return dataclasses.replace(
+        result,
+        train_step_ms=known.get("train_step_ms"),
+        input_wait=known.get("input_wait", result.input_wait),
+        seconds=known.get("train_seconds", result.seconds),
+    )
 
 
-def _trained(directory: workdir_lib.Workdir) -> train.FitResult:
-    """The best checkpoint of a run as a result, without training."""
+def _trained(directory: workdir_lib.Workdir, timing: _Timing) -> train.FitResult:
+    """The best checkpoint of a completed training as a result.
+
+    Raises:
+      CheckpointError: the training is not complete, or the checkpoint cannot be read.
+    """
     variables, meta, _ = checkpoint.load_frozen(directory.path)
-    old: dict[str, Any] = {}
-    if directory.finished:
-        old = json.loads((directory.path / "summary.json").read_text())
+    progress = Progress(**meta["record"])
+    if not progress.done:
+        raise CheckpointError(
+            f"{str(directory.path)!r}: the training is not complete (epoch {progress.epoch}, step "
+            f"{progress.step}); finish it first by the same command without --mode=eval."
+        )
+    # Summaries of earlier versions hold what their timing.json does not.
+    known = read_json(directory.path / "summary.json") | timing.values
     state = TrainState(
         step=meta["step"], params=variables["params"], stats=variables["stats"], opt=()
     )
     return train.FitResult(
         state=state,
         frozen={},
-        history=(),
-        best_epoch=old.get("best_epoch", 0),
-        best_loss=old.get("best_validation_loss", float("nan")),
-        epochs=old.get("epochs", 0),
-        steps=old.get("steps", meta["step"]),
-        stopped=old.get("stopped", "evaluated before the end"),
-        skipped=old.get("skipped_steps", 0),
-        train_step_ms=old.get("train_step_ms"),
-        input_wait=old.get("input_wait", 0.0),
-        seconds=old.get("train_seconds", 0.0),
+        history=progress.history,
+        best_epoch=progress.best.get("epoch", progress.epoch),
+        best_loss=progress.best.get("loss", math.nan),
+        epochs=progress.epoch,
+        steps=progress.step,
+        stopped=progress.done,
+        skipped=progress.skipped,
+        train_step_ms=known.get("train_step_ms"),
+        input_wait=known.get("input_wait", 0.0),
+        seconds=known.get("train_seconds", progress.seconds),
     )
 
 
@@ -139,11 +214,9 @@ def _summary(
     result: train.FitResult,
     metrics: Mapping[str, Any],
     directory: workdir_lib.Workdir,
-    started: float,
+    seconds: float,
 ) -> dict[str, Any]:
-    """Everything that `summary.json` holds; times of a resumed run add up."""
-    before = result.seconds if directory.resumed else 0.0
-    seconds = time.time() - started
+    """Everything that `summary.json` holds; `seconds` is the wall time of all processes."""
     return {
         "task": config.task,
         "profile": config.profile,
@@ -161,7 +234,7 @@ def _summary(
         "train_step_ms": result.train_step_ms,
         "input_wait": result.input_wait,
         "train_seconds": result.seconds,
-        "seconds": max(seconds, before),
+        "seconds": seconds,
         "resumed": directory.resumed,
         "devices": [str(d.device_kind) for d in jax.devices()],
         "command": "python -m jaxcomp.main " + " ".join(argv),
@@ -172,9 +245,12 @@ def _summary(
 
 
 def _show(path: Path) -> dict[str, Any]:
+    """Prints the summary of a finished run, whose page is made again if it is gone."""
     from jaxcomp import report
 
-    summary = json.loads((path / "summary.json").read_text())
+    summary = read_summary(path)
+    if not (path / "index.html").exists():
+        report.build_page(path)
     print(report.text_table(summary))
     print(f"summary: {path / 'summary.json'}\nreport:  {path / 'index.html'}")
     return summary
