@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from pathlib import Path
 from typing import Any
 
@@ -12,8 +11,9 @@ import jax.numpy as jnp
 
 from jaxcomp import checkpoint, complexity
 from jaxcomp.codecs import bitstream
-from jaxcomp.errors import ConfigError, DataError
+from jaxcomp.errors import CheckpointError, ConfigError, DataError
 from jaxcomp.models.faster_rcnn import SIZE_MULTIPLE, FasterRCNN
+from jaxcomp.report.reading import read_json, read_summary
 from jaxcomp.tasks.detect import detector_config
 from jaxcomp.tasks.feature_codec import codec_from_config
 
@@ -109,16 +109,34 @@ def _describe_stream(blob: bytes) -> dict[str, Any]:
     }
 
 
+def _describe_unfinished(run: Path) -> dict[str, Any]:
+    """The config of a run without a summary, and how far its checkpoints reach."""
+    folder = run / "checkpoints"
+    names = [p.name for p in folder.iterdir()] if folder.is_dir() else []
+    steps = sorted(int(name) for name in names if name.isdigit())
+    config = read_json(run / "config.json")
+    if not config:
+        raise CheckpointError(f"{str(run / 'config.json')!r} is damaged; copy the run again.")
+    return {
+        "state": "not finished; run its command again to go on",
+        "checkpoint_steps": steps,
+        "last_step": steps[-1] if steps else None,
+        "config": config,
+    }
+
+
 def describe_file(path: Path) -> dict[str, Any]:
     """What a weights file (`.npz`), a stream (`.jxc`) or a run directory holds.
 
     Raises:
-      CheckpointError: damaged weights.
+      CheckpointError: damaged weights or a damaged summary.
       BitstreamError: a damaged stream.
       DataError: the file is of no known kind.
     """
     if path.is_dir() and (path / "summary.json").exists():
-        return json.loads((path / "summary.json").read_text())
+        return read_summary(path)
+    if path.is_dir() and (path / "config.json").exists():
+        return _describe_unfinished(path)
     if path.suffix == ".jxc":
         return _describe_stream(path.read_bytes())
     if path.suffix == ".npz":
