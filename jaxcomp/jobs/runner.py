@@ -182,7 +182,7 @@ def _use_compilation_cache() -> None:
 
     The folder is named after the processor, since a home directory may serve several kinds.
     """
-    if jax.config.jax_compilation_cache_dir:
+    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
         return  # the user's own choice
     cpu = workdir_lib.cpu_model() + jax.__version__
     name = hashlib.sha256(cpu.encode()).hexdigest()[:12]
