@@ -51,7 +51,7 @@ def test_a_run_leaves_what_the_documents_promise(finished):
                  "training_diagnostics_epoch_1.txt", "command_args.txt"):  # fmt: skip
         assert (finished / name).stat().st_size > 0
     folder = finished / "level_analysis" / "level_2"
-    assert list(folder.glob("lambda_0.001/*_analysis.txt"))
+    assert list(folder.glob("lambda_0.0015/*_analysis.txt"))
     text = (finished / "training_summary.txt").read_text()
     loss = next(line for line in text.splitlines() if "Best Validation Loss:" in line)
     assert float(loss.split(" ")[3]) == pytest.approx(summary["best_validation_loss"], abs=1e-4)

@@ -79,7 +79,7 @@ def main(arguments: list[str]) -> None:
         for index in range(*job["indices"]):
             pickle.dump(scenes_frame.frame_example(settings, job["split"], index), out)
             out.flush()
-    except BrokenPipeError:
+    except (BrokenPipeError, KeyboardInterrupt):
         os._exit(0)  # the reader is gone: nothing is left to say, and nobody to say it to
 
 
