@@ -54,6 +54,7 @@ def make_summary(level=2, **changes):
         "map50_uncompressed": 0.6,
         "map50": 0.57,
         "map50_kept": 0.95,
+        "map50_without_level": 0.25,
         "accuracy_uncompressed": accuracy,
         "accuracy": accuracy | {"map50": 0.57},
         "encode_ms": 1.5,
@@ -305,12 +306,13 @@ def test_markdown_table_by_level():
     rows = [[cell.strip() for cell in line.strip("|").split(" | ")] for line in text.splitlines()]
     assert rows[0] == [
         *("level", "feature shape", "raw bytes", "bytes/frame", "ratio", "bits/value"),
-        *("relative MSE", "mAP before", "mAP after", "kept %", "encode/decode ms"),
+        *("relative MSE", "mAP without", "mAP before", "mAP after", "kept %"),
+        "encode/decode ms",
     ]
     assert len({len(row) for row in rows}) == 1
     assert rows[2] == [
         *("0 (P2)", "4 × 13 × 128", "26,624", "1,040", "25.6×", "1.2500", "0.04560"),  # noqa: RUF001
-        *("0.600", "0.570", "95.0", "1.5 / 2.5"),
+        *("0.250", "0.600", "0.570", "95.0", "1.5 / 2.5"),
     ]
     assert rows[3][0] == "3 (P5)"
 

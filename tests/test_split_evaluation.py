@@ -61,6 +61,7 @@ def coder(shift=0.0):
         ideal_bits=lambda x: np.full((len(x), 5), 100.0),
         payload_bits=lambda blob: 8 * (len(blob) - 4),
         scale=2.0,
+        mean=np.full(C, 0.5),
     )
 
 
@@ -100,6 +101,11 @@ def test_a_lossless_codec_keeps_everything(tmp_path):
     metrics, _ = run(tmp_path)
     assert metrics["mse"] == metrics["relative_mse"] == 0
     assert metrics["map50"] == metrics["map50_uncompressed"] == 1.0
+
+
+def test_the_floor_is_the_accuracy_without_the_level(tmp_path):
+    metrics, _ = run(tmp_path)
+    assert metrics["map50_without_level"] == 0.0
 
 
 def test_errors_are_measured_and_cost_accuracy(tmp_path):

@@ -38,6 +38,7 @@ class LevelCoder:
       ideal_bits: [B, H, W, C] -> [B, M], the code length of every latent channel under the model.
       payload_bits: bytes -> bits of the entropy coder's chunks, without the container around them.
       scale: root mean square of the level's features; errors are reported relative to its square.
+      mean: [C], the level's mean: what a receiver knows without any bytes.
     """
 
     level: str
@@ -46,6 +47,7 @@ class LevelCoder:
     ideal_bits: Callable[[Any], np.ndarray]
     payload_bits: Callable[[bytes], int]
     scale: float
+    mean: np.ndarray
 
 
 @dataclasses.dataclass
@@ -69,6 +71,7 @@ class _Totals:
     shape: tuple[int, ...] = ()
     before: list = dataclasses.field(default_factory=list)
     after: list = dataclasses.field(default_factory=list)
+    without: list = dataclasses.field(default_factory=list)
     pictures: dict[str, list] = dataclasses.field(default_factory=dict)
     per_frame: list[dict[str, float]] = dataclasses.field(default_factory=list)
 
@@ -117,6 +120,10 @@ def evaluate_level(
             _count(totals, coder, original[row], restored[row], bits[row], sizes[row], path)
         before = _numpy(tail(features, sizes))
         after = _numpy(tail({**features, coder.level: restored}, sizes))
+        # The floor: what the other levels achieve alone.
+        constant = np.broadcast_to(np.asarray(coder.mean, np.float32), original.shape)
+        without = _numpy(tail({**features, coder.level: constant}, sizes))
+        totals.without += frames_from_batch(without, batch)
         totals.before += frames_from_batch(before, batch)
         totals.after += frames_from_batch(after, batch)
         keep_pictures(
@@ -176,6 +183,7 @@ def _count(totals, coder, original, restored, bits, size, path) -> None:
 
 def _metrics(t: _Totals, coder: LevelCoder, classes: tuple[str, ...]) -> dict[str, Any]:
     before, after = (voc_metrics(f, classes) for f in (t.before, t.after))
+    without = voc_metrics(t.without, classes)
     before_coco, after_coco = (coco_metrics(f, classes) for f in (t.before, t.after))
     frames, values = max(t.frames, 1), max(t.values, 1)
     mse = t.squared_error / values
@@ -203,6 +211,7 @@ def _metrics(t: _Totals, coder: LevelCoder, classes: tuple[str, ...]) -> dict[st
         "feature_max": peak,
         "map50_uncompressed": before["map50"],
         "map50": after["map50"],
+        "map50_without_level": without["map50"],
         "map50_kept": after["map50"] / max(before["map50"], 1e-9),
         "accuracy_uncompressed": before | before_coco,
         "accuracy": after | after_coco,

@@ -225,6 +225,7 @@ def level_coder(codec: LevelCodec) -> LevelCoder:
         ideal_bits=lambda x: channel_bits(codec.variables, jnp.asarray(x)),
         payload_bits=payload_bits,
         scale=float(codec.variables["stats"]["scale"]),
+        mean=np.asarray(codec.variables["stats"]["mean"]),
     )
 
 

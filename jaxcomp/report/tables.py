@@ -85,6 +85,7 @@ COLUMNS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
     ("ratio", lambda s: number(s.get("compression_ratio"), ",.1f", "×")),  # noqa: RUF001
     ("bits/value", lambda s: number(s.get("bits_per_value"), ".4f")),
     ("relative MSE", lambda s: significant(s.get("relative_mse"))),
+    ("mAP without", lambda s: number(s.get("map50_without_level"), ".3f")),
     ("mAP before", lambda s: number(s.get("map50_uncompressed"), ".3f")),
     ("mAP after", lambda s: number(s.get("map50"), ".3f")),
     ("kept %", lambda s: percent(s.get("map50_kept")).removesuffix(" %")),
@@ -185,7 +186,8 @@ def _codec_rows(s: Summary) -> list[tuple[str, str, str]]:
         (
             "mAP@0.5",
             _arrow(number(s.get("map50_uncompressed"), ".4f"), number(s.get("map50"), ".4f")),
-            f"before → after; {percent(s.get('map50_kept'))} kept",
+            f"before → after; {percent(s.get('map50_kept'))} kept; "
+            f"{number(s.get('map50_without_level'), '.4f')} with its mean alone",
         ),
         ("COCO AP", _arrow(*coco), "before → after, IoU 0.50 to 0.95"),
         (
