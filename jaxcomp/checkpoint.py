@@ -362,7 +362,7 @@ def load_frozen(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
     Raises:
       CheckpointError: missing, truncated or damaged.
     """
-    path = Path(path)
+    path = Path(path).absolute()  # Orbax finds no metadata below a relative one
     if not path.exists():
         raise CheckpointError(f"{str(path)!r} does not exist; give an .npz or a run directory.")
     if path.is_file():
