@@ -60,6 +60,11 @@ def test_calibration_survives_a_round_trip():
     ]  # fmt: skip
 
 
+def test_calibration_leaves_unknown_names_out():
+    text = "calib_time: 09-Jan-2012 13:57:47\n" + kitti.format_calibration(_calibration())
+    np.testing.assert_allclose(kitti.parse_calibration(text).p2, _calibration().p2, rtol=1e-11)
+
+
 @pytest.mark.parametrize(
     ("change", "words"),
     [

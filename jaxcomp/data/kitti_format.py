@@ -124,7 +124,7 @@ def _format_line(item: KittiObject) -> str:
 
 
 def parse_calibration(text: str, source: str = "calibration") -> Calibration:
-    """Reads a calibration file; `source` names the file in errors.
+    """Reads a calibration file; `source` names the file in errors, unknown names are left out.
 
     Raises:
       DataError: a matrix is missing, has the wrong number of values, or a value is not a number.
@@ -137,17 +137,20 @@ def parse_calibration(text: str, source: str = "calibration") -> Calibration:
         key = key.strip()
         if not colon:
             raise DataError(f"{source}:{row}: no 'name:' before the values; write e.g. 'P2: ...'")
-        values = [_number(field, key, f"{source}:{row}") for field in rest.split()]
-        shape = _SHAPES.get(key)
-        if shape and len(values) != shape[0] * shape[1]:
-            need = shape[0] * shape[1]
-            raise DataError(f"{source}:{row}: {key} has {len(values)} values; it needs {need}")
-        if shape:
-            found[key] = np.array(values, np.float64).reshape(shape)
+        if key in _SHAPES:  # raw recordings add others, as in "calib_time: 09-Jan-2012 13:57:47"
+            found[key] = _matrix(rest.split(), key, f"{source}:{row}")
     missing = [key for key in _NEEDED if key not in found]
     if missing:
         raise DataError(f"{source}: {', '.join(missing)} missing; copy the frame's own calib file")
     return Calibration(*(found[key] for key in _NEEDED))
+
+
+def _matrix(fields: list[str], key: str, where: str) -> np.ndarray:
+    values = [_number(field, key, where) for field in fields]
+    rows, columns = _SHAPES[key]
+    if len(values) != rows * columns:
+        raise DataError(f"{where}: {key} has {len(values)} values; it needs {rows * columns}")
+    return np.array(values, np.float64).reshape(rows, columns)
 
 
 def format_calibration(calibration: Calibration) -> str:
