@@ -138,3 +138,12 @@ def test_sampling_respects_counts_and_share():
     few[:3] = True
     _, is_positive, drawn = matching.sample(jax.random.key(0), few, np.zeros(100, bool), 32, 0.5)
     assert is_positive.sum() == drawn.sum() == 3
+
+
+def test_sampling_more_than_there_are_pads():
+    positive = np.array([True, False, False, True, False])
+    rows, is_positive, drawn = matching.sample(jax.random.key(0), positive, ~positive, 8, 0.5)
+    assert rows.shape == is_positive.shape == drawn.shape == (8,)
+    assert sorted(rows[drawn].tolist()) == [0, 1, 2, 3, 4] and drawn[:5].all()
+    assert is_positive.sum() == 2 and not is_positive[5:].any()
+    assert ((rows >= 0) & (rows < 5)).all()

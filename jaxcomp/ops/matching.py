@@ -69,6 +69,13 @@ def sample(
 ) -> tuple[Array, Array, Array]:
     """Draws `count` candidates, at most `positive_share` of them positive.
 
+    Args:
+      rng: key of the draw.
+      positive: [A] bool.
+      negative: [A] bool.
+      count: rows to give; more than A is fine, the rest is padding.
+      positive_share: of `count`.
+
     Returns:
       (rows [count] int, is_positive [count] bool, is_drawn [count] bool); positives come first,
       and rows that could not be drawn (too few candidates) have is_drawn False.
@@ -79,5 +86,8 @@ def sample(
     best, rows = jax.lax.top_k(jnp.where(positive, noise, -1.0), min(limit, positive.shape[0]))
     drawn_positive = drawn_positive.at[rows].set(best >= 0)
     priority = jnp.where(drawn_positive, 1.0 + noise, jnp.where(negative, noise, -1.0))
-    best, rows = jax.lax.top_k(priority, count)
-    return rows, drawn_positive[rows], best >= 0
+    best, rows = jax.lax.top_k(priority, min(count, positive.shape[0]))
+    # Padding points at row 0, so that it can be gathered, and is neither drawn nor positive.
+    padding = (0, count - rows.shape[0])
+    rows, is_positive = jnp.pad(rows, padding), jnp.pad(drawn_positive[rows], padding)
+    return rows, is_positive, jnp.pad(best >= 0, padding)
