@@ -13,7 +13,8 @@ usage: launch/train_all_levels.sh [--yes] [--dry-run] [options] [-- overrides]
   -h, --help  this text
 
 All other options are those of launch/run_train_factorized_prior_specific_level_fpn.sh, without
---level. A level that fails does not stop the others; the exit status is then 1.
+--level. A level that fails does not stop the others; the exit status is then 1. An interrupt
+(Ctrl-C) or a termination stops all.
 TEXT
 }
 
@@ -70,7 +71,9 @@ for level in "${levels[@]}"; do
   began=$SECONDS status=0
   "$single" --level "$level" ${options[@]+"${options[@]}"} || status=$?
   took=$((SECONDS - began))
-  if ((status >= 128)); then exit "$status"; fi # interrupted: the user wants to stop
+  # Interrupted or terminated: the user wants to stop. Other signals, as the 137 of a level that
+  # ran out of memory, concern that level alone.
+  if ((status == 130 || status == 143)); then exit "$status"; fi
   if ((status)); then
     failed_levels+=("$level")
     report+=("level $level: failed after $took s")

@@ -137,7 +137,7 @@ def fake(tmp_path):
         "#!/bin/sh\n"
         'case "$*" in\n'
         "  *level=3*) exit 1 ;;\n"
-        "  *level=4*) exit ${STATUS:-0} ;;\n"
+        '  *level=0*) [ -z "$FIRST_STATUS" ] || exit "$FIRST_STATUS" ;;\n'
         '  *jaxcomp.report*) echo "table: $*"; exit 0 ;;\n'
         "esac\n"
         "level=${3##*level=}\n"
@@ -158,9 +158,15 @@ def test_a_failed_level_does_not_stop_the_others(fake):
     assert "level_2" in table and "level_3" not in table
 
 
-def test_an_interrupted_level_stops_the_series(fake):
-    done = run(fake / "launch" / ALL.name, PYTHON=str(fake / "python"), STATUS="130")
-    assert done.returncode == 130 and "=== all levels" not in done.stdout
+@pytest.mark.parametrize("status", ["130", "143"])
+def test_an_interrupted_level_stops_the_series(fake, status):
+    done = run(fake / "launch" / ALL.name, PYTHON=str(fake / "python"), FIRST_STATUS=status)
+    assert done.returncode == int(status) and "=== level 1" not in done.stdout
+
+
+def test_a_level_killed_for_its_memory_does_not_stop_the_others(fake):
+    done = run(fake / "launch" / ALL.name, PYTHON=str(fake / "python"), FIRST_STATUS="137")
+    assert done.returncode == 1 and "done: 1 2 4\nfailed: 0 3" in done.stdout
 
 
 @pytest.mark.skipif(shutil.which("shellcheck") is None, reason="needs shellcheck")
