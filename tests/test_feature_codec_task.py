@@ -1,5 +1,7 @@
 """The rate-distortion task: loss convention, statistics, masks, and the frozen head."""
 
+import tracemalloc
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -32,6 +34,19 @@ def test_statistics_are_a_channel_mean_and_one_scale():
     got = level_statistics(iter([x[:5], x[5:]]))
     np.testing.assert_allclose(got["mean"], x.mean((0, 1, 2)), rtol=1e-5)
     np.testing.assert_allclose(got["scale"], (x - x.mean((0, 1, 2))).std(), rtol=1e-3)
+
+
+def test_statistics_of_many_frames_take_little_memory():
+    x = np.random.default_rng(0).standard_normal((256, 16, 16, 4)).astype("f4")
+    parts = level_statistics(x[i : i + 16] for i in range(0, 256, 16))
+    tracemalloc.start()
+    try:
+        whole = level_statistics(iter([x]))
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert all(np.array_equal(whole[key], parts[key]) for key in parts)
+    assert peak < x.nbytes // 2, peak
 
 
 def test_constant_features_keep_scale_one_and_nan_is_refused():

@@ -36,6 +36,9 @@ def codec_from_config(config: Any) -> FactorisedCodec:
     )
 
 
+_CHUNK = 16  # frames summed at a time: float64 copies of a whole fine level take gigabytes
+
+
 def level_statistics(batches: Iterator[Array]) -> dict[str, np.ndarray]:
     """Mean of each channel and one scale of a level's features.
 
@@ -43,7 +46,7 @@ def level_statistics(batches: Iterator[Array]) -> dict[str, np.ndarray]:
     nearly constant channel is not amplified into something to spend bits on.
 
     Args:
-      batches: arrays [B, H, W, C].
+      batches: arrays [B, H, W, C], of any B: they are summed a few frames at a time.
 
     Returns:
       {"mean": [C] float32, "scale": [] float32, the root mean square of the centred features}.
@@ -52,8 +55,8 @@ def level_statistics(batches: Iterator[Array]) -> dict[str, np.ndarray]:
       NonFiniteError: the features hold NaN or infinity.
     """
     count, total, square = 0, 0.0, 0.0
-    for batch in batches:
-        flat = np.asarray(batch, np.float64).reshape(-1, batch.shape[-1])
+    for chunk in (b[i : i + _CHUNK] for b in batches for i in range(0, b.shape[0], _CHUNK)):
+        flat = np.asarray(chunk, np.float64).reshape(-1, chunk.shape[-1])
         count += flat.shape[0]
         total = total + flat.sum(0)
         square = square + np.square(flat).sum(0)
