@@ -16,6 +16,7 @@ import hashlib
 import io
 import json
 import logging
+import math
 import os
 import zipfile
 import zlib
@@ -46,6 +47,9 @@ def leaf_paths(tree: PyTree) -> list[str]:
     """The path of each leaf, as in `params/conv0/kernel`, in the order of `jax.tree.leaves`."""
     flat, _ = jax.tree_util.tree_flatten_with_path(tree)
     return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
+
+
+MAX_NPZ_BYTES = 4 << 30  # of the arrays of a weights file
 
 
 def leaves_by_path(tree: PyTree) -> dict[str, Any]:
@@ -312,6 +316,25 @@ def export_npz(path: str | os.PathLike[str], tree: PyTree, meta: Mapping[str, An
     return digest
 
 
+def _check_members(path: str | os.PathLike[str]) -> None:
+    """Raises `ValueError` for a file whose arrays would not fit it, before any is allocated."""
+    with open(path, "rb") as blob, zipfile.ZipFile(blob) as archive:
+        total = sum(info.file_size for info in archive.infolist())
+        if total > MAX_NPZ_BYTES:
+            raise ValueError(f"{total} bytes of arrays")
+        for info in archive.infolist():
+            with archive.open(info) as member:
+                version = np.lib.format.read_magic(member)
+                read = (
+                    np.lib.format.read_array_header_1_0
+                    if version == (1, 0)
+                    else np.lib.format.read_array_header_2_0
+                )
+                shape, _, dtype = read(member)
+                if math.prod(shape) * dtype.itemsize > info.file_size:
+                    raise ValueError(f"{info.filename} announces more than it holds")
+
+
 def load_npz(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
     """Reads a file of `export_npz` and checks its digest.
 
@@ -327,6 +350,7 @@ def load_npz(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, An
     if not Path(path).is_file():
         raise CheckpointError(f"{str(path)!r} does not exist; give the path of an .npz of weights.")
     try:
+        _check_members(path)
         with open(path, "rb") as blob, np.load(blob, allow_pickle=False) as file:
             arrays = {name: file[name] for name in file.files}
         record = json.loads(arrays.pop("__meta__").tobytes())
@@ -335,7 +359,7 @@ def load_npz(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, An
             arrays[name] = arrays[name].view(ml_dtypes.bfloat16)
     except (
         OSError, ValueError, KeyError, EOFError, AttributeError, TypeError,
-        zipfile.BadZipFile, zlib.error, NotImplementedError,
+        zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError,
     ) as error:  # fmt: skip
         raise CheckpointError(
             f"{str(path)!r} is truncated or is not a file of weights ({type(error).__name__}); "

@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status. Bad input is one line on stderr and status 1."""
     argv = list(sys.argv[1:] if argv is None else argv)
-    debug = "--debug" in argv
+    debug = "--debug" in argv  # before or behind the command's name
+    argv = [word for word in argv if word != "--debug"]
     try:
         spec, overrides, rest = config_lib.split_argv(argv)
         args = _parser().parse_args(rest)
@@ -87,8 +88,15 @@ def _inspect(args: argparse.Namespace, spec: str | None, overrides: list[str]) -
     print(json.dumps(description, indent=2) if args.json else complexity.text_table(description))
 
 
-def _output(out: str | Path, *inputs: str | None) -> Path:
-    """The path to write, refused where it is one of the files that are read."""
+def _output(out: str | Path, args: argparse.Namespace) -> Path:
+    """The path to write, refused where it is one of the files that the command reads."""
+    from jaxcomp import loaders
+
+    inputs = [getattr(args, name, None) for name in ("image", "stream")]
+    weights = (("codec", loaders.CODEC_FILE), ("detector", loaders.DETECTOR_FILE))
+    for name, file in weights:
+        given = getattr(args, name, None)
+        inputs.append(loaders.find_file(given, file) if given else None)
     if any(name and Path(name).resolve() == Path(out).resolve() for name in inputs):
         raise DataError(f"{str(out)!r} is an input; choose another --out")
     return Path(out)
@@ -103,7 +111,7 @@ def _compress(args: argparse.Namespace, *_: Any) -> None:
     plain = {name: value[0].tolist() for name, value in meta.items()}
     features = detector.get_fpn_features(image)
     blob = codec.compress(features, {**plain, "classes": list(detector.classes)})
-    out = _output(args.out or Path(args.image).with_suffix(".jxc"), args.image, args.codec)
+    out = _output(args.out or Path(args.image).with_suffix(".jxc"), args)
     atomic_write(out, blob)
     raw = features[codec.level].nbytes
     print(f"{out}: {len(blob)} bytes for {codec.level} ({raw} bytes raw, {raw / len(blob):.0f}x)")
@@ -121,7 +129,7 @@ def _decompress(args: argparse.Namespace, *_: Any) -> None:
     buffer = io.BytesIO()
     np.savez(buffer, **{name: np.asarray(value) for name, value in features.items()})
     default = Path(args.stream).with_suffix(".features.npz")
-    out = _output(args.out or default, args.stream, args.codec)
+    out = _output(args.out or default, args)
     atomic_write(out, buffer.getvalue())
     print(f"{out}: " + ", ".join(f"{k} {tuple(v.shape)}" for k, v in features.items()))
 
@@ -133,7 +141,7 @@ def _detect(args: argparse.Namespace, *_: Any) -> None:
         raise DataError("--stream needs --codec, the model that made it")
     detector = loaders.load_detector(args.detector)
     if args.out:
-        _output(args.out, args.image, args.stream, args.codec)
+        _output(args.out, args)
     image, meta = detector.prepare(args.image)
     features = detector.get_fpn_features(image)
     if args.stream:
@@ -155,7 +163,7 @@ def _detect(args: argparse.Namespace, *_: Any) -> None:
     if args.out:
         atomic_write(args.out, json.dumps(rows, indent=2) + "\n")
         picture = Path(args.out).with_name(f"{Path(args.out).stem}_detections.png")
-        _draw(args.image, rows, _output(picture, args.image))
+        _draw(args.image, rows, _output(picture, args))
 
 
 def _draw(image: str, rows: list[dict[str, Any]], out: Path) -> None:

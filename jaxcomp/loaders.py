@@ -6,12 +6,13 @@ hold and never change.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import glob
 import importlib.resources
 import math
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomp import checkpoint, codecs
+from jaxcomp.codecs import bitstream
 from jaxcomp.codecs.factorised import FactorisedCodec
 from jaxcomp.codecs.tables import CdfTables
 from jaxcomp.data.images import fit_image, read_image
@@ -79,17 +81,27 @@ def _read_kind(path: Path, kind: str) -> tuple[Any, dict[str, Any]]:
     return tree, meta
 
 
+@contextlib.contextmanager
+def _complete(path: Path, kind: str) -> Iterator[None]:
+    """Words what goes wrong while a model is built from a file's record."""
+    try:
+        yield
+    except (KeyError, TypeError, ValueError, IndexError, BitstreamError) as error:
+        raise CheckpointError(f"{str(path)!r} is not a complete {kind} ({error!r})") from error
+
+
 def _read_detector(path: Path) -> Detector:
     tree, meta = _read_kind(path, "detector")
-    model = FasterRCNN(detector_config(meta["model"]))
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
-    size = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8)
-    wanted = jax.eval_shape(
-        functools.partial(model.init, train=True),
-        jax.random.key(0),
-        size,
-        jax.ShapeDtypeStruct((1, 2), jnp.float32),
-    )
+    with _complete(path, "detector"):
+        _ = [meta[name] for name in ("classes", "height", "width")]
+        model = FasterRCNN(detector_config(meta["model"]))
+        wanted = jax.eval_shape(
+            functools.partial(model.init, train=True),
+            jax.random.key(0),
+            jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8),
+            jax.ShapeDtypeStruct((1, 2), jnp.float32),
+        )
     checkpoint.check_same(
         checkpoint.leaves_by_path(variables), checkpoint.leaves_by_path(wanted), path
     )
@@ -225,16 +237,14 @@ def load_codec(path: str | os.PathLike[str]) -> LevelCodec:
     """
     path = find_file(path, CODEC_FILE)
     tree, meta = _read_kind(path, "codec")
-    try:
+    with _complete(path, "codec"):
         codec = FactorisedCodec(**meta["model"])
         tables = CdfTables.from_bytes(np.asarray(tree.pop("tables"), np.uint8).tobytes())
-        LEVELS[meta["level"]]
-    except (KeyError, TypeError, IndexError, BitstreamError) as error:
-        raise CheckpointError(f"{str(path)!r} is not a complete codec ({error!r})") from error
+        _ = LEVELS[meta["level"]]
+        size = 2**codec.stages
+        x = jax.ShapeDtypeStruct((1, size, size, codec.in_channels), jnp.float32)
+        wanted = jax.eval_shape(codec.init, jax.random.key(0), x)
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
-    size = 2**codec.stages
-    x = jax.ShapeDtypeStruct((1, size, size, codec.in_channels), jnp.float32)
-    wanted = jax.eval_shape(codec.init, jax.random.key(0), x)
     checkpoint.check_same(
         checkpoint.leaves_by_path(variables), checkpoint.leaves_by_path(wanted), path
     )
@@ -279,13 +289,17 @@ class LevelCodec:
             self.codec, self.variables, self.tables, {self.level: features}, meta
         )
 
-    def decompress(self, blob: bytes) -> dict[str, jax.Array]:
-        """{level: [1, H, W, C] float32} from `.jxc` bytes.
+    def decompress(
+        self, blob: bytes, *, max_symbols: int = bitstream.MAX_SYMBOLS
+    ) -> dict[str, jax.Array]:
+        """{level: [1, H, W, C] float32} from `.jxc` bytes of at most `max_symbols` latents.
 
         Raises:
           BitstreamError: truncated, corrupt, of another version or of another model.
         """
-        features = codecs.decompress(self.codec, self.variables, self.tables, blob)
+        features = codecs.decompress(
+            self.codec, self.variables, self.tables, blob, max_symbols=max_symbols
+        )
         if not isinstance(features, dict) or set(features) != {self.level}:
             held = sorted(features) if isinstance(features, dict) else "an unnamed level"
             raise TableMismatchError(f"the stream holds {held}, this codec is for {self.level!r}")

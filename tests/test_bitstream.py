@@ -81,3 +81,32 @@ def test_unwritable_streams_are_refused():
         _blob([STREAM] * 16)
     with pytest.raises(errors.BitstreamError):
         _blob([Stream("", (0, 1), 0, 1, b"")])
+
+
+def test_golden_file_of_the_short_form():
+    blob = _blob((Stream("p4", (8, 26), 2, 0, b"abc"),))
+    assert blob.hex().startswith(
+        "4a584301efcdab896745230110" + "027034" + "08" + "1a" + "2f" + "03"
+    )
+    assert bitstream.read(blob).streams[0].lanes == 0
+    assert len(blob) - 3 == 24
+
+
+def test_hostile_streams_are_refused_before_anything_is_allocated():
+    huge = Stream("", (1 << 20, 1 << 20), 0, 0, b"\x01")
+    with pytest.raises(errors.StreamTooLargeError, match="limit"):
+        bitstream.read(_blob((huge,)), channels=64)
+    many = [Stream(str(i), (512, 512), 0, 0, b"\x01") for i in range(5)]
+    with pytest.raises(errors.StreamTooLargeError):
+        bitstream.read(_blob(many), channels=16)
+    bitstream.read(_blob(many[:4]), channels=16)
+    with pytest.raises(errors.CorruptStreamError, match="name"):
+        bitstream.read(_blob((STREAM, STREAM)))
+
+
+def test_deeply_nested_metadata_is_a_typed_error():
+    body = b"[" * 100_000
+    start = _blob(meta=[])
+    assert bitstream.read(start).meta == []
+    with pytest.raises(errors.CorruptStreamError, match="JSON"):
+        bitstream._parse_meta(body)

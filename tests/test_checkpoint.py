@@ -171,3 +171,16 @@ def test_a_file_in_the_way_is_a_checkpoint_error(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(CheckpointError, match="part of the path is a file"):
         checkpoint.Checkpointer(tmp_path / "file" / "checkpoints")
+
+
+def test_an_array_larger_than_its_file_is_refused(tmp_path):
+    import io
+    import zipfile
+
+    header = io.BytesIO()
+    shape = {"descr": "<f4", "fortran_order": False, "shape": (1 << 40,)}
+    np.lib.format.write_array_header_1_0(header, shape)
+    with zipfile.ZipFile(tmp_path / "evil.npz", "w") as archive:
+        archive.writestr("x.npy", header.getvalue() + b"1234")
+    with pytest.raises(CheckpointError, match="ValueError"):
+        checkpoint.load_npz(tmp_path / "evil.npz")

@@ -189,7 +189,11 @@ def test_outputs_never_overwrite_inputs(finished, tmp_path, capsys):
     before = Path(photo).read_bytes()
     assert cli(["compress", photo, "--codec", codec, "--out", photo]) == 1
     assert cli(["detect", photo, "--out", photo]) == 1
-    assert capsys.readouterr().err.count("is an input") == 2
+    weights = str(finished / "codec.npz")
+    content = Path(weights).read_bytes()
+    assert cli(["compress", photo, "--codec", codec, "--out", weights]) == 1
+    assert capsys.readouterr().err.count("is an input") == 3
+    assert Path(weights).read_bytes() == content
     assert cli(["detect", photo, "--out", str(tmp_path / "photo.json"), "--score", "0"]) == 0
     assert Path(photo).read_bytes() == before
 
@@ -224,6 +228,8 @@ def test_a_damaged_codec_file_is_refused(finished, tmp_path):
         ("no_tables", {k: v for k, v in tree.items() if k != "tables"}, meta),
         ("narrow", tree, meta | {"model": meta["model"] | {"in_channels": 8}}),
         ("other_kind", tree, meta | {"kind": "detector"}),
+        ("words", tree, meta | {"model": meta["model"] | {"stages": "2"}}),
+        ("no_model", tree, {k: v for k, v in meta.items() if k != "model"}),
     ):
         checkpoint.export_npz(tmp_path / f"{name}.npz", content, record)
         with pytest.raises(CheckpointError):

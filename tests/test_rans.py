@@ -165,3 +165,45 @@ def test_varints(value):
         rans.read_varint(data[:-1], 0)
     with pytest.raises(errors.CorruptStreamError):
         rans.read_varint(b"\xff" * 9, 0)
+
+
+def test_golden_payloads_of_the_short_form():
+    few, many = (
+        np.asarray([[0, 1, -3]], np.int32),
+        np.asarray([[0, 1, -3], [0, -2, 7]] * 6, np.int32),
+    )
+    assert [_both(s, TABLES)[0].hex() for s in (few, many)] == SHORT_GOLDEN
+
+
+SHORT_GOLDEN = ["e6e4", "ba5b710564759cf4acf307759974"]
+
+
+def decode_by_the_page(payload, count, tables):
+    """The short form in plain integers, written from docs/bitstream.md."""
+    size = len(payload) if len(payload) <= 4 else 4 - len(payload) % 2
+    x = int.from_bytes(payload[:size], "little")
+    words = [int.from_bytes(payload[i : i + 2], "little") for i in range(size, len(payload), 2)]
+    symbols = []
+    for i in range(count):
+        m = i % tables.channels
+        cdf = [int(c) for c in tables.cdf[m]]
+        t = x % 2**tables.precision
+        k = next(k for k in range(len(cdf)) if cdf[k] <= t < cdf[k + 1])
+        x = (cdf[k + 1] - cdf[k]) * (x // 2**tables.precision) + t - cdf[k]
+        if x < 2**16 and words:
+            x = 2**16 * x + words.pop(0)
+        symbols.append(k + int(tables.offset[m]))
+    assert x == 1 and not words
+    return symbols
+
+
+def test_the_page_tells_how_to_decode_the_short_form():
+    symbols, tables = _draw(60, [0.3, 2.0, 9.0], np.random.default_rng(5))
+    payload, lanes = rans.encode(symbols, tables)
+    assert lanes == rans.SHORT
+    assert decode_by_the_page(payload, symbols.size, tables) == symbols.reshape(-1).tolist()
+
+
+def test_symbols_wider_than_32_bits_are_refused():
+    with pytest.raises(errors.ShapeError, match="32 bits"):
+        rans.encode(np.asarray([[0, 0, 2**32 + 1]]), TABLES)

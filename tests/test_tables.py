@@ -108,3 +108,14 @@ def test_damaged_bytes_are_typed_errors(built):
         CdfTables.from_bytes(data + b"\0")
     with pytest.raises(errors.CorruptStreamError):
         CdfTables.from_bytes(data[:-2] + b"\0\0")
+
+
+def test_hostile_tables_are_refused_before_they_are_built():
+    rows = [np.asarray([0.5, 0.5])] * 3
+    blob = bytearray(from_pmfs(rows, np.zeros(3), np.zeros(3)).to_bytes())
+    precise = bytes(blob[:4]) + bytes([40]) + bytes(blob[5:])
+    with pytest.raises(errors.CorruptStreamError, match="precision 40"):
+        CdfTables.from_bytes(precise)
+    wide = bytes(blob[:5]) + (100_000).to_bytes(4, "little") + (1 << 16).to_bytes(4, "little")
+    with pytest.raises(errors.CorruptStreamError, match="100000 channels"):
+        CdfTables.from_bytes(wide + bytes(100))

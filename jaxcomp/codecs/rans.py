@@ -64,6 +64,8 @@ def encode(
             f"symbols have shape {symbols.shape} and dtype {symbols.dtype}; "
             f"the tables take integers [..., {tables.channels}]"
         )
+    if symbols.size and not -(1 << 31) <= symbols.min() <= symbols.max() < 1 << 31:
+        raise ShapeError("symbols do not fit 32 bits")
     flat = np.ascontiguousarray(symbols, np.int32).reshape(-1)
     automatic = lanes is None
     lanes = choose_lanes(flat, tables) if lanes is None else _checked_lanes(lanes)

@@ -30,6 +30,7 @@ MAX_PRECISION = 16
 DEFAULT_PRECISION = 15
 MAX_LENGTH = 4096
 _MAGIC, _VERSION = b"JXT", 1
+_MAX_ENTRIES = 1 << 24  # of a table in memory: 64 MB, checked before it is allocated
 _HEADER = struct.Struct("<3sBBII")  # magic, version, precision, channels, columns
 
 
@@ -101,6 +102,11 @@ class CdfTables:
         if magic != _MAGIC or version != _VERSION:
             raise VersionError(
                 f"tables: magic {magic!r} version {version}; expected {_MAGIC!r} {_VERSION}"
+            )
+        if not 1 <= precision <= 16 or channels * columns > _MAX_ENTRIES:
+            raise CorruptStreamError(
+                f"tables: precision {precision}, {channels} channels, {columns} columns are not a "
+                "codec's"
             )
         if len(data) < _HEADER.size + 12 * channels:
             raise TruncatedStreamError(f"tables: {len(data)} bytes for {channels} channels")

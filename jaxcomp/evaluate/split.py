@@ -9,6 +9,7 @@ The functions take the network as callables, so that codecs and models stay stra
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
@@ -103,8 +104,7 @@ def evaluate_level(
       (metrics, arrays for the report). All rates are counted from the files.
     """
     streams.mkdir(parents=True, exist_ok=True)
-    for stale in streams.glob("*.jxc"):
-        stale.unlink()
+    stale = set(streams.glob("*.jxc"))
     totals = _Totals()
     for batch in batches:
         features = head(batch["image"])
@@ -116,6 +116,7 @@ def evaluate_level(
         bits = np.asarray(coder.ideal_bits(features[coder.level]))
         for row in rows:
             path = streams / f"{int(batch['image_id'][row]):06d}.jxc"
+            stale.discard(path)
             restored[row] = _code_one(coder, original[row : row + 1], path, totals)
             _count(totals, coder, original[row], restored[row], bits[row], sizes[row], path)
         before = _numpy(tail(features, sizes))
@@ -134,6 +135,8 @@ def evaluate_level(
             limit=pictures,
         )
         progress(totals.frames)
+    for path in stale:
+        path.unlink()
     return _metrics(totals, coder, classes), _arrays(totals)
 
 
@@ -148,7 +151,9 @@ def _code_one(coder: LevelCoder, x: np.ndarray, path: Path, totals: _Totals) -> 
     start = time.perf_counter()
     blob = coder.compress(x)
     totals.encode_ms.append(1e3 * (time.perf_counter() - start))
-    path.write_bytes(blob)
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(blob)
+    os.replace(temporary, path)
     blob = path.read_bytes()
     start = time.perf_counter()
     restored = np.asarray(coder.decompress(blob))

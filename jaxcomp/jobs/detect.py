@@ -82,7 +82,7 @@ def _evaluate(
     _export(config, variables, path, {})
     detector = load_detector(path)
     metrics, arrays = evaluate_detector(detector, splits.validation(), progress)
-    _export(config, variables, path, {"map50": metrics["map50"]})
+    _export(config, variables, path, {k: metrics[k] for k in ("map50", "accuracy")})
     write_arrays(workdir / "evaluation.npz", arrays)
     count = sum(x.size for x in jax.tree.leaves(result.state.params))
     return {

@@ -71,6 +71,8 @@ def _train_and_evaluate(
     try:
         evaluated = _trained(directory, timing) if mode == "eval" else None
         job = build_job(config)
+        if evaluated:
+            _check_frozen(job, directory)
         result = evaluated or _train(job, config, directory, timing)
         with workdir_lib.disk_errors(directory.path):
             metrics = job.evaluate(result, directory.path, _frames_done("evaluate"))
@@ -143,6 +145,17 @@ def _train(
     )
 
 
+def _check_frozen(job: Any, directory: workdir_lib.Workdir) -> None:
+    """Raises unless the frozen weights are those of the training."""
+    record = checkpoint.load_frozen(directory.path)[1]["record"]
+    frozen = getattr(job.task, "frozen", None)
+    if frozen is not None and checkpoint.tree_digest(frozen) != record["frozen_digest"]:
+        raise CheckpointError(
+            f"{str(directory.path)!r} was trained with other frozen weights; give the same "
+            "config.detector.path, and the same file there."
+        )
+
+
 def _trained(directory: workdir_lib.Workdir, timing: _Timing) -> train.FitResult:
     """The best checkpoint of a completed training as a result.
 
@@ -186,10 +199,10 @@ def _use_compilation_cache() -> None:
         return  # the user's own choice
     cpu = workdir_lib.cpu_model() + jax.__version__
     name = hashlib.sha256(cpu.encode()).hexdigest()[:12]
-    folder = Path.home() / ".cache" / "jaxcomp" / "xla" / name
     try:
+        folder = Path.home() / ".cache" / "jaxcomp" / "xla" / name
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError:
+    except (OSError, RuntimeError):
         return  # only speed is lost
     jax.config.update("jax_compilation_cache_dir", str(folder))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
