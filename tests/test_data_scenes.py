@@ -4,6 +4,7 @@ import hashlib
 import io
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -281,6 +282,26 @@ def test_an_image_that_does_not_decode_names_its_record(folder):
     records = detection.DetectionRecords(source, (64, 208), 4, "train")
     with pytest.raises(DataError, match=r"train record 1 .*does not decode"):
         records.gather(np.array([0]), None)
+
+
+def test_an_image_of_too_many_pixels_names_its_record(monkeypatch):
+    stream = io.BytesIO()
+    Image.new("RGB", (208, 64)).save(stream, "PNG")
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    with pytest.raises(DataError, match="record 3: the image does not decode"):
+        detection.decode_image(stream.getvalue(), "record 3")
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+@pytest.mark.parametrize("name", ["dataset_info.json", "scenes-train.array_record-00000-of-00001"])
+def test_a_damaged_folder_is_named(folder, tmp_path, name, kept):
+    data.make_splits(_config(folder))
+    shutil.copytree(folder, tmp_path, dirs_exist_ok=True)
+    (path,) = tmp_path.rglob(name)
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    with pytest.raises(DataError, match="delete that folder") as caught:
+        next(data.make_splits(_config(tmp_path, cache=False, num_threads=0)).train())
+    assert str(caught.value).startswith(f"{path.parent}: cannot read")
 
 
 @pytest.mark.parametrize(

@@ -16,10 +16,12 @@ import logging
 import os
 import sys
 import warnings
+from collections.abc import Sequence
 
 import numpy as np
 import tqdm
 from etils import epath
+from google.protobuf import json_format
 
 from jaxcomp.data import scenes_frame, scenes_tools, scenes_worker
 from jaxcomp.errors import DataError
@@ -136,7 +138,7 @@ def prepare_scenes(
     that is killed leaves nothing that looks complete.
 
     Raises:
-      DataError: the sizes make no data set, or the folder cannot be written.
+      DataError: the sizes make no data set, or the folder cannot be written or is damaged.
     """
     if settings.train_size < 1 or settings.val_size < 1:
         raise DataError(
@@ -145,20 +147,33 @@ def prepare_scenes(
         )
     try:
         with _quiet():
-            builder = scenes_builder(settings, data_dir, workers)
+            builder = scenes_builder(settings, data_dir, workers)  # reads a folder that exists
             builder.download_and_prepare()
+    except (json_format.ParseError, ValueError) as error:
+        folder = _root(data_dir) / Scenes.name / settings.name() / str(Scenes.VERSION)
+        if not folder.is_dir():
+            raise  # nothing was read: no file is to blame
+        raise DataError(
+            f"{folder}: cannot read dataset_info.json ({_first_line(error)}); "
+            "delete that folder to generate it again"
+        ) from error
     except (OSError, RuntimeError) as error:  # array_record words failed writes as the latter
         # Another process may have finished the same data first: its frames are the same bytes.
         with _quiet(), contextlib.suppress(OSError, RuntimeError):
             builder = scenes_builder(settings, data_dir, workers)
             if builder.is_prepared():
                 return builder
-        where = data_dir or os.environ.get("TFDS_DATA_DIR", "~/tensorflow_datasets")
         raise DataError(
-            f"scenes: cannot write below {where} ({_first_line(error)}); set data.dir or "
+            f"scenes: cannot write below {_root(data_dir)} ({_first_line(error)}); set data.dir or "
             "TFDS_DATA_DIR to a folder with write permission and free space"
         ) from error
     return builder
+
+
+def _root(data_dir: str | None) -> epath.Path:
+    """The folder of data sets, as TFDS finds it."""
+    root = data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return epath.Path(root).expanduser()
 
 
 def _first_line(error: Exception) -> str:
@@ -179,35 +194,54 @@ def _quiet():
         logging.disable(before)
 
 
-def detection_source(builder: Scenes, split: str):
+class Records(Sequence):
+    """The records of a split by index; what cannot be read is a `DataError`, also later."""
+
+    def __init__(self, builder: Scenes, split: str, decoders):
+        self._folder, self._split = builder.data_dir, split
+        with self._damage_named(), _quiet():
+            self._source = builder.as_data_source(split, decoders=decoders)
+            self._length = len(self._source)
+
+    def __len__(self) -> int:
+        return self._length
+
+    def __getitem__(self, index):
+        if not 0 <= index < self._length:
+            raise IndexError(f"record {index} of {self._length}")
+        with self._damage_named():  # the files are opened when first read
+            return self._source[index]
+
+    @contextlib.contextmanager
+    def _damage_named(self):
+        # The reader raises RuntimeError, ValueError and others, as the damage happens to be.
+        try:
+            yield
+        except Exception as error:
+            raise DataError(
+                f"{self._folder}: cannot read the split {self._split!r} ({_first_line(error)}); "
+                "delete that folder to generate it again"
+            ) from error
+
+
+def detection_source(builder: Scenes, split: str) -> Records:
     """Records with labels and calibration; image and lidar stay undecoded bytes.
 
     Raises:
-      DataError: the files of the builder cannot be read.
+      DataError: the files of the builder cannot be read, here or when a record is taken.
     """
     # PartialDecoding would say it better, but data sources do not take it (TFDS 4.9.10).
     skip = tfds.decode.SkipDecoding()
-    return _source(builder, split, {"image": skip, "lidar": skip})
+    return Records(builder, split, {"image": skip, "lidar": skip})
 
 
-def full_source(builder: Scenes, split: str):
+def full_source(builder: Scenes, split: str) -> Records:
     """Complete records: image (PNG bytes), objects, calib, lidar float32 [P, 4].
 
     Raises:
-      DataError: the files of the builder cannot be read.
+      DataError: the files of the builder cannot be read, here or when a record is taken.
     """
-    return _source(builder, split, {"image": tfds.decode.SkipDecoding()})
-
-
-def _source(builder: Scenes, split: str, decoders):
-    try:
-        with _quiet():
-            return builder.as_data_source(split, decoders=decoders)
-    except Exception as error:
-        raise DataError(
-            f"{builder.data_dir}: cannot read the split {split!r} ({error}); "
-            "delete that folder to generate it again"
-        ) from error
+    return Records(builder, split, {"image": tfds.decode.SkipDecoding()})
 
 
 def export_kitti(builder: Scenes, split: str, folder: str | os.PathLike) -> int:
