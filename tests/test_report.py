@@ -323,6 +323,27 @@ def test_markdown_table_shows_the_rate_weight_where_it_differs():
     assert "rate weight" in rows[0] and "| 0.02 |" in rows[2] and "| 0.1 |" in rows[3]
 
 
+def test_a_detector_has_neither_level_nor_rate_weight(tmp_path):
+    # Its summary holds both, as every config does.
+    detector = {"task": "detect", "level": 2, "rate_weight": 0.5, "frames": 10, "map50": 0.6}
+    rows = report.markdown_table([make_summary(3), detector]).splitlines()
+    assert "rate weight" not in rows[0]
+    assert [row.split(" | ")[0] for row in rows[2:]] == ["| –", "| 3 (P5)"]  # noqa: RUF001
+    runs = [write_run(tmp_path / "a", detector), write_run(tmp_path / "b", make_summary(3))]
+    text = report.build_index(runs, tmp_path / "levels.html").read_text()
+    assert "P4" not in text and "<h2>" not in text  # one codec is no comparison
+
+
+@pytest.mark.parametrize("task", ["feature_codec", "detect"])
+def test_lead_tells_how_the_state_was_chosen(task):
+    chosen = "chosen by its loss on the same held-out frames"
+    summary = make_summary(task=task, best_validation_loss=0.5)
+    if task == "detect":
+        summary.pop("bytes_per_frame")
+    assert chosen in tables.lead(summary)
+    assert chosen not in tables.lead(make_summary())  # nothing is on record
+
+
 def test_index_links_to_the_runs(tmp_path):
     runs = [write_run(tmp_path / f"run {i} #", make_summary(i)) for i in (1, 0)]
     pages = [report.build_page(run) for run in runs]

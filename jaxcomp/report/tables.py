@@ -40,9 +40,14 @@ def significant(value: Any) -> str:
     return f"{value:,.{digits}f}"
 
 
+def _setting(summary: Summary, name: str) -> Any:
+    """`level` or `rate_weight` of a codec: every config has them, a detector uses neither."""
+    return None if summary.get("task") == "detect" else summary.get(name)
+
+
 def level_name(summary: Summary) -> str:
     """Level and pyramid key, as in 2 (P4); a dash for a run without a level."""
-    level = summary.get("level")
+    level = _setting(summary, "level")
     return f"{level} (P{level + 2})" if isinstance(level, int) else MISSING
 
 
@@ -94,14 +99,14 @@ COLUMNS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
         lambda s: f"{number(s.get('encode_ms'), ',.1f')} / {number(s.get('decode_ms'), ',.1f')}",
     ),
 )
-_RATE_WEIGHT = ("rate weight", lambda s: number(s.get("rate_weight"), "g"))
+_RATE_WEIGHT = ("rate weight", lambda s: number(_setting(s, "rate_weight"), "g"))
 
 
 def order(summary: Summary) -> tuple[float, float]:
     """Sorts runs by level, then by rate weight."""
 
     def key(name: str) -> float:
-        value = summary.get(name)
+        value = _setting(summary, name)
         return value if isinstance(value, int | float) else -1.0
 
     return key("level"), key("rate_weight")
@@ -116,7 +121,8 @@ def columns_for(
     summaries: Sequence[Summary],
 ) -> tuple[tuple[str, Callable[[Summary], str]], ...]:
     """The columns of a table: the rate weight is one where the runs differ in it."""
-    differ = len({s.get("rate_weight") for s in summaries}) > 1
+    weights = {_setting(s, "rate_weight") for s in summaries}
+    differ = len(weights - {None}) > 1
     return (COLUMNS[0], _RATE_WEIGHT, *COLUMNS[1:]) if differ else COLUMNS
 
 
@@ -278,6 +284,8 @@ def lead(summary: Summary) -> str:
             f"The detector was measured on {frames} held-out frames ({data}): "
             f"mAP@0.5 {number(summary.get('map50'), '.4f')}."
         )
+    if summary.get("best_validation_loss") is not None:
+        text += " The state measured was chosen by its loss on the same held-out frames."
     if "synthetic" in str(data):
         text += (
             " Synthetic scenes are generated pictures: the numbers compare codecs and settings, "
