@@ -27,6 +27,7 @@ def start(monkeypatch, tmp_path):
     def run(mode="train", config=None, **job):
         parts = {"task": toy.Toy(), "splits": toy.splits(), "callbacks": (), "evaluate": evaluate}
         monkeypatch.setattr(runner, "build_job", lambda config: Job(**parts | job))
+        monkeypatch.setattr(runner, "check_job", lambda config: None)
         monkeypatch.setattr(runner, "_use_compilation_cache", lambda: None)
         config = config or toy.config(training__epochs=2)
         began = runner.time.time() - 100.0  # as if the command took that long to begin

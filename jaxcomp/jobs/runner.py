@@ -18,7 +18,7 @@ from jaxcomp import checkpoint, log, sharding, train
 from jaxcomp import config as config_lib
 from jaxcomp import workdir as workdir_lib
 from jaxcomp.errors import CheckpointError
-from jaxcomp.jobs import build_job, run_location
+from jaxcomp.jobs import build_job, check_job, run_location
 from jaxcomp.log import LOG
 from jaxcomp.progress import Progress
 from jaxcomp.report.reading import read_arrays, read_json, read_records, read_summary
@@ -41,6 +41,7 @@ def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: f
     Raises:
       JaxcompError: bad input; nothing that was there is lost.
     """
+    check_job(config)  # before a directory is made for what cannot run
     root, name = run_location(config)
     if mode == "eval" and not (workdir and (Path(workdir) / "checkpoints").is_dir()):
         raise CheckpointError(
