@@ -121,6 +121,7 @@ def test_a_disk_that_fails_in_the_evaluation_is_worded(start, number, words):
 def test_evaluation_needs_a_run(tmp_path, monkeypatch):
     (tmp_path / "checkpoints").mkdir()
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(runner, "check_job", lambda config: None)
     with pytest.raises(CheckpointError, match="needs --workdir"):
         runner.run(toy.config(), [], workdir="", mode="eval", started=0.0)
 
