@@ -190,7 +190,6 @@ def test_load_config_and_argv(tmp_path):
     spec, overrides, rest = config_lib.split_argv(argv)
     config = config_lib.load_config(spec, overrides)
     assert (config.level, config.seed, rest) == (3, 7, ["--workdir=w"])
-    assert config_lib.check_flags(argv).level == 3 and config_lib.check_flags(["--help"]) is None
     with pytest.raises(ConfigError, match=r"toy\.py"):
         config_lib.load_config(str(tmp_path / "toi.py"))
     with pytest.raises(ConfigError, match="no value"):

@@ -14,7 +14,8 @@ TRAINER |= {"sharding"}
 ALLOWED = {
     "types": set(),
     "errors": set(),
-    "config": set(),
+    "config": {"config_rules"},
+    "config_rules": set(),
     "workdir": {"config"},
     **{room: TRAINER for room in TRAINER - {"config", "workdir"}},
     "ops": set(),
@@ -30,7 +31,7 @@ ALLOWED = {
 }
 # Commands and what wires the rooms together: they may import everything below them.
 TOP = {"main", "cli", "__main__", "__init__", "jobs", "loaders", "inspecting"}
-JAX_FREE = {"config", "workdir", "errors", "data"}
+JAX_FREE = {"config", "config_rules", "workdir", "errors", "data"}
 NO_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "clu"}
 
 
