@@ -178,7 +178,8 @@ def _scenes(arrays: Mapping[str, np.ndarray], summary: Record) -> str:
         return ""
     codec, classes = summary.get("task") != "detect", tables.class_names(summary)
     frames = range(len(arrays["image"]))
-    return "".join(pictures.detection_panels(arrays, i, classes, codec) for i in frames)
+    panels = "".join(pictures.detection_panels(arrays, i, classes, codec) for i in frames)
+    return pictures.class_key(classes) + panels
 
 
 def _accuracy(summary: Record) -> str:
@@ -293,7 +294,10 @@ def run_page(
         top = f"<p>{escape(tables.lead(summary))}</p>\n{_headline(summary)}"
     else:
         top = '<p class="alert">This run is not finished: there are no measurements yet.</p>'
-    weak = f"Detections below a score of {pictures.SHOWN_SCORE:g} are not drawn."
+    weak = (
+        "The number at a box is its score in per cent; detections below "
+        f"{100 * pictures.SHOWN_SCORE:.0f} are not drawn."
+    )
     sections = [
         html.section("Training", _alerts(records) + _curves(records)),
         html.section("Where the bits go", _bits(arrays)),

@@ -128,7 +128,10 @@ def _boxes(
     classes: Sequence[str],
     unit: float,
 ) -> str:
-    """Boxes with their class and score as SVG elements; `unit` is a size for the writing."""
+    """Boxes with their score in per cent as SVG elements; `unit` is a size for the writing.
+
+    The colour tells the class (see `class_key`): names would cover each other on small pictures.
+    """
     parts = []
     for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
         x1, y1, x2, y2 = (float(v) for v in box)
@@ -141,10 +144,25 @@ def _boxes(
         parts.append(
             f'<rect class="box {colour}" x="{x1:.1f}" y="{y1:.1f}" width="{max(x2 - x1, 0):.1f}" '
             f'height="{max(y2 - y1, 0):.1f}"><title>{escape(words)}</title></rect>'
-            f'<text class="tag {colour}" x="{x1:.1f}" y="{text_y:.1f}" '
-            f'font-size="{unit:.1f}">{escape(words)}</text>'
         )
+        if scores is not None:
+            parts.append(
+                f'<text class="tag {colour}" x="{x1:.1f}" y="{text_y:.1f}" '
+                f'font-size="{unit:.1f}">{100 * float(scores[i]):.0f}</text>'
+            )
     return "".join(parts)
+
+
+def class_key(classes: Sequence[str]) -> str:
+    """Which colour is which class, as a line of HTML."""
+    keys = [
+        '<span><svg class="swatch" viewBox="0 0 12 12" role="img" '
+        f'aria-label="colour of {escape(name, quote=True)}">'
+        f'<rect class="box c{i % 6}" x="1" y="1" width="10" height="10"/></svg> '
+        f"{escape(name)}</span>"
+        for i, name in enumerate(classes)
+    ]
+    return f'<p class="key">{"".join(keys)}</p>' if keys else ""
 
 
 def _select(arrays: Mapping[str, np.ndarray], prefix: str, i: int) -> Found | None:

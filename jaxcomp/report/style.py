@@ -38,6 +38,7 @@ svg.chart text { fill: var(--ink); font: 10.5px system-ui, sans-serif; }
   grid-template-columns: repeat(auto-fit, minmax(min(24rem, 100%), 1fr)); }
 .frame.wide { grid-template-columns: minmax(0, 1fr); }
 .box { fill: none; stroke-width: 1.6; vector-effect: non-scaling-stroke; }
+.key svg.swatch { width: 0.9em; height: 0.9em; display: inline-block; }
 .tag { font-family: system-ui, sans-serif; font-weight: 600; paint-order: stroke;
   stroke: #000; stroke-width: .22em; stroke-linejoin: round; }
 .box.c0 { stroke: #ffd23f; } .box.c1 { stroke: #4ce0ff; } .box.c2 { stroke: #ff6ad5; }
