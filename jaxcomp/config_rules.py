@@ -46,6 +46,9 @@ DEFAULTS: Mapping[str, Any] = {
         "val_size": 150,
         "height": 128,
         "width": 416,
+        "resize": "none",  # "stretch" to height x width, or "shortest" side to min_side
+        "min_side": 800,
+        "max_side": 1333,
         "seed": 0,
         "workers": 2,
         "max_boxes": 32,
@@ -101,6 +104,8 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "data.val_size": (1, math.inf, True),
     "data.height": (1, math.inf, True),
     "data.width": (1, math.inf, True),
+    "data.min_side": (1, math.inf, True),
+    "data.max_side": (1, math.inf, True),
     "data.seed": (0, 2**32 - 1, True),
     "data.workers": (0, math.inf, True),
     "data.max_boxes": (1, math.inf, True),
@@ -180,6 +185,7 @@ _STRIDE = 32  # of the network down to P5: images of other sizes would be padded
 
 
 _CHOICES: Mapping[str, Sequence[str]] = {
+    "data.resize": ("none", "stretch", "shortest"),
     "model.dtype": DTYPES,
     "training.optimiser": OPTIMISERS,
     "training.on_nonfinite": ("stop", "skip"),
