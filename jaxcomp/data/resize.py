@@ -9,8 +9,6 @@ from __future__ import annotations
 import dataclasses
 import math
 
-import numpy as np
-
 from jaxcomp.errors import ConfigError, DataError
 
 RULES = ("none", "stretch", "shortest")
@@ -71,12 +69,10 @@ class ResizeRule:
 def shortest_size(height: int, width: int, min_side: int, max_side: int) -> tuple[int, int]:
     """Size after torchvision's `GeneralizedRCNNTransform`.
 
-    The scale is rounded to single precision before it meets the sizes, which decides the last pixel:
-    370 x 1224 becomes 402 x 1332 with a longest side of 1333.
+    The product is rounded down, which decides the last pixel: 1224 * (1333 / 1224) is a little less
+    than 1333 in double precision, so 370 x 1224 becomes 402 x 1332.
     """
-    short = np.float32(min_side) / np.float32(min(height, width))
-    long = np.float32(max_side) / np.float32(max(height, width))
-    scale = float(min(short, long))
+    scale = min(min_side / min(height, width), max_side / max(height, width))
     return max(1, math.floor(height * scale)), max(1, math.floor(width * scale))
 
 
