@@ -1,0 +1,171 @@
+"""Names of torchvision's `fasterrcnn_resnet50_fpn_v2` beside ours: one row per tensor.
+
+    torchvision                               ours                         axes
+    backbone.body.layer1.0.conv1.weight       body/stage1_block1/conv1     O I h w -> h w I O
+    backbone.body.layer1.0.bn1.running_var    .../conv1/norm/var           as it is
+    roi_heads.box_head.5.weight               box_head/hidden              O (C h w) -> (h w C) O
+
+Box and anchor channels need no permutation: both put the 4 deltas of an anchor (or a class)
+beside each other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import itertools
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import flax.traverse_util
+import jax
+import numpy as np
+
+from jaxcomp.errors import ConfigError
+from jaxcomp.models.faster_rcnn import DetectorConfig, FasterRCNN
+
+PREDICTOR = "roi_heads.box_predictor."
+_NORM = {
+    "weight": ("params", "scale"),
+    "bias": ("params", "bias"),
+    "running_mean": ("batch_stats", "mean"),
+    "running_var": ("batch_stats", "var"),
+}
+_SHOWN = 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """How the axes of a tensor move; the two functions are inverses of each other."""
+
+    to_ours: Callable[[Any], Any]
+    to_torch: Callable[[Any], Any]
+
+
+AS_IS = Layout(lambda x: x, lambda x: x)
+CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
+LINEAR = Layout(lambda x: x.transpose(1, 0), lambda x: x.transpose(1, 0))
+
+
+def flattened(size: int) -> Layout:
+    """Of a linear layer behind a flattened [size, size] map: inputs (C, h, w) here (h, w, C)."""
+
+    def to_ours(x: Any) -> Any:
+        return x.reshape(x.shape[0], -1, size, size).transpose(2, 3, 1, 0).reshape(-1, x.shape[0])
+
+    def to_torch(x: Any) -> Any:
+        return x.reshape(size, size, -1, x.shape[1]).transpose(3, 2, 0, 1).reshape(x.shape[1], -1)
+
+    return Layout(to_ours, to_torch)
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One row of the table.
+
+    Attributes:
+      name: torchvision's name.
+      path: ours, as in "params/body/stem/conv/kernel".
+      layout: how the axes move.
+      shape: torchvision's shape.
+      our_shape: ours.
+    """
+
+    name: str
+    path: str
+    layout: Layout
+    shape: tuple[int, ...]
+    our_shape: tuple[int, ...]
+
+
+def abstract_variables(cfg: DetectorConfig) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shape and dtype of every variable of the detector, by path; nothing is computed."""
+    variables = jax.eval_shape(
+        functools.partial(FasterRCNN(cfg).init, train=True),
+        jax.random.key(0),
+        jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8),
+        jax.ShapeDtypeStruct((1, 2), np.float32),
+    )
+    return flax.traverse_util.flatten_dict(variables, sep="/")
+
+
+def tensor_table(cfg: DetectorConfig) -> list[Entry]:
+    """The rows of a detector with these sizes, in the order of torchvision's state dictionary.
+
+    Raises:
+      ConfigError: the detector has no counterpart in torchvision (basic blocks).
+    """
+    if not cfg.bottleneck:
+        raise ConfigError(
+            "a body of basic blocks (bottleneck=False, as in the shipped small detector) has no "
+            "torchvision fasterrcnn_resnet50_fpn_v2 counterpart; only bottleneck bodies map"
+        )
+    wanted = abstract_variables(cfg)
+    table = []
+    for name, path, layout in _rows(cfg, frozenset(wanted)):
+        ours = wanted.pop(path)
+        theirs = jax.eval_shape(layout.to_torch, ours)
+        table.append(Entry(name, path, layout, theirs.shape, ours.shape))
+    if wanted:
+        raise ConfigError(f"no torchvision name is known for {some(sorted(wanted))}")
+    return table
+
+
+def _rows(cfg: DetectorConfig, paths: frozenset[str]) -> Iterator[tuple[str, str, Layout]]:
+    """(name, path, layout) of every tensor."""
+    yield from itertools.chain(_body(cfg, paths), _pyramid(cfg), _proposals(cfg), _box_head(cfg))
+
+
+def _conv_norm(conv: str, norm: str, ours: str) -> Iterator[tuple[str, str, Layout]]:
+    yield f"{conv}.weight", f"params/{ours}/conv/kernel", CONV
+    for name, (collection, leaf) in _NORM.items():
+        yield f"{norm}.{name}", f"{collection}/{ours}/norm/{leaf}", AS_IS
+
+
+def _biased(theirs: str, ours: str, layout: Layout) -> Iterator[tuple[str, str, Layout]]:
+    yield f"{theirs}.weight", f"params/{ours}/kernel", layout
+    yield f"{theirs}.bias", f"params/{ours}/bias", AS_IS
+
+
+def _body(cfg: DetectorConfig, paths: frozenset[str]) -> Iterator[tuple[str, str, Layout]]:
+    yield from _conv_norm("backbone.body.conv1", "backbone.body.bn1", "body/stem")
+    for stage, blocks in enumerate(cfg.stage_blocks, 1):
+        for block in range(blocks):
+            theirs = f"backbone.body.layer{stage}.{block}"
+            ours = f"body/stage{stage}_block{block + 1}"
+            for i in (1, 2, 3):
+                yield from _conv_norm(f"{theirs}.conv{i}", f"{theirs}.bn{i}", f"{ours}/conv{i}")
+            if f"params/{ours}/downsample/conv/kernel" in paths:
+                shortcut = f"{theirs}.downsample"
+                yield from _conv_norm(f"{shortcut}.0", f"{shortcut}.1", f"{ours}/downsample")
+
+
+def _pyramid(cfg: DetectorConfig) -> Iterator[tuple[str, str, Layout]]:
+    for theirs, ours in (("inner_blocks", "lateral"), ("layer_blocks", "output")):
+        for i in range(len(cfg.stage_blocks)):
+            block = f"backbone.fpn.{theirs}.{i}"
+            yield from _conv_norm(f"{block}.0", f"{block}.1", f"fpn/{ours}{i + 2}")
+
+
+def _proposals(cfg: DetectorConfig) -> Iterator[tuple[str, str, Layout]]:
+    for i in range(cfg.rpn_convs):
+        yield from _biased(f"rpn.head.conv.{i}.0", f"rpn/Conv_{i}", CONV)
+    yield from _biased("rpn.head.cls_logits", "rpn/objectness", CONV)
+    yield from _biased("rpn.head.bbox_pred", "rpn/regression", CONV)
+
+
+def _box_head(cfg: DetectorConfig) -> Iterator[tuple[str, str, Layout]]:
+    head = "roi_heads.box_head"
+    for i in range(cfg.box_convs):
+        yield from _conv_norm(f"{head}.{i}.0", f"{head}.{i}.1", f"box_head/conv{i}")
+    # Index `box_convs` of torchvision's sequence is the flattening itself.
+    hidden = flattened(cfg.pool_size)
+    yield from _biased(f"{head}.{cfg.box_convs + 1}", "box_head/hidden", hidden)
+    yield from _biased(f"{PREDICTOR}cls_score", "box_head/classes", LINEAR)
+    yield from _biased(f"{PREDICTOR}bbox_pred", "box_head/boxes", LINEAR)
+
+
+def some(words: Sequence[str], between: str = ", ") -> str:
+    """The first few of the words and how many more there are."""
+    rest = len(words) - _SHOWN
+    return between.join(words[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")
