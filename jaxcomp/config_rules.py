@@ -42,8 +42,9 @@ DEFAULTS: Mapping[str, Any] = {
     "data": {
         "name": "scenes",
         "dir": "",  # empty: the default place for prepared data
-        "train_size": 600,
+        "train_size": 600,  # frames at most; with kitti 0 means all
         "val_size": 150,
+        "val_share": 0.2,  # of frames that validates where the data bring no split
         "height": 128,
         "width": 416,
         "resize": "none",  # "stretch" to height x width, or "shortest" side to min_side
@@ -55,6 +56,7 @@ DEFAULTS: Mapping[str, Any] = {
         "augment": False,
         "cache": True,  # decoded images stay in memory if they are few enough
         "num_threads": 2,  # that prepare batches ahead; 0: none
+        "on_junk": "report",  # broken objects and files are left out; "fatal" stops
     },
     "detector": {"path": ""},  # empty: the weights that ship with the package
     "model": {
@@ -100,8 +102,9 @@ DEFAULTS: Mapping[str, Any] = {
 _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "level": (0, 4, True),
     "seed": (0, 2**32 - 1, True),
-    "data.train_size": (1, math.inf, True),
-    "data.val_size": (1, math.inf, True),
+    "data.train_size": (0, math.inf, True),
+    "data.val_size": (0, math.inf, True),
+    "data.val_share": (0, 0.9, False),
     "data.height": (1, math.inf, True),
     "data.width": (1, math.inf, True),
     "data.min_side": (1, math.inf, True),
@@ -145,7 +148,14 @@ _EXTRAS: Mapping[str, tuple[type, float, float, bool]] = {
         f"model.{name}": (int, 1, math.inf, True)
         for name in (
             *("stem_features", "stage_blocks", "stage_features", "fpn_features", "rpn_pre_nms"),
-            *("rpn_post_nms", "rpn_post_nms_train", "pool_size", "box_conv_features", "box_fc"),
+            *(
+                "rpn_post_nms",
+                "rpn_pre_nms_train",
+                "rpn_post_nms_train",
+                "pool_size",
+                "box_conv_features",
+                "box_fc",
+            ),
             *("max_detections", "detection_pre_nms"),
         )
     },
@@ -185,6 +195,7 @@ _STRIDE = 32  # of the network down to P5: images of other sizes would be padded
 
 
 _CHOICES: Mapping[str, Sequence[str]] = {
+    "data.on_junk": ("report", "fatal"),
     "data.resize": ("none", "stretch", "shortest"),
     "model.dtype": DTYPES,
     "training.optimiser": OPTIMISERS,
@@ -301,9 +312,15 @@ def _check_combinations(config: ConfigDict) -> None:
     training, schedule, alerts = config.training, config.training.lr_schedule, config.alerts
     for wrong, message in (
         (
-            training.batch_size > config.data.train_size,
+            0 < config.data.train_size < training.batch_size,
             f"config.training.batch_size={training.batch_size} is more than "
             f"config.data.train_size={config.data.train_size}: an epoch would have no batch.",
+        ),
+        (
+            config.data.name == "scenes" and 0 in (config.data.train_size, config.data.val_size),
+            f"config.data.train_size={config.data.train_size}, "
+            f"config.data.val_size={config.data.val_size}: 0 means all, but 'scenes' are made to "
+            "order; give the number of frames.",
         ),
         (
             schedule.name != "constant" and schedule.min_lr > training.learning_rate,

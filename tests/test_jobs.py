@@ -25,7 +25,7 @@ def test_known_workloads_on_known_data_pass(task):
     [
         ("feature_code", "scenes", "did you mean 'feature_codec'"),
         ("detect", "scene", r"config\.data\.name='scene'.*did you mean 'scenes'"),
-        ("feature_codec", "kitti", "the KITTI files is not part of this version yet"),
+        ("feature_codec", "kiti", "did you mean 'kitti'"),
     ],
 )
 @pytest.mark.parametrize("refuse", [check_job, build_job])

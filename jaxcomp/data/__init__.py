@@ -18,7 +18,13 @@ def _scenes(config: Any, batch_size: int) -> Any:
     return scenes_splits(config, batch_size)
 
 
-DATASETS: dict[str, Callable[[Any, int], Any]] = {"scenes": _scenes}
+def _kitti(config: Any, batch_size: int) -> Any:
+    from jaxcomp.data.kitti import kitti_splits
+
+    return kitti_splits(config, batch_size)
+
+
+DATASETS: dict[str, Callable[[Any, int], Any]] = {"scenes": _scenes, "kitti": _kitti}
 
 
 def make_splits(config: Any, batch_size: int | None = None) -> Any:

@@ -22,7 +22,12 @@ _SHAPES = {
     "P0": (3, 4), "P1": (3, 4), "P2": (3, 4), "P3": (3, 4),
     "R0_rect": (3, 3), "Tr_velo_to_cam": (3, 4), "Tr_imu_to_velo": (3, 4),
 }  # fmt: skip
+_KEYS = ("frame", "track")
 _NEEDED = ("P2", "R0_rect", "Tr_velo_to_cam")
+# The tracking data name them so, and leave the colon out.
+_TRACKING = {
+    "R_rect": "R0_rect", "Tr_velo_cam": "Tr_velo_to_cam", "Tr_imu_velo": "Tr_imu_to_velo",
+}  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)
@@ -79,10 +84,15 @@ def parse_labels(text: str, source: str = "labels") -> list[KittiObject]:
         box whose right/bottom lies before its left/top.
     """
     lines = enumerate(text.splitlines(), start=1)
-    return [_parse_line(line.split(), f"{source}:{row}") for row, line in lines if line.strip()]
+    return [parse_line(line.split(), f"{source}:{row}") for row, line in lines if line.strip()]
 
 
-def _parse_line(fields: list[str], where: str) -> KittiObject:
+def parse_line(fields: list[str], where: str) -> KittiObject:
+    """Reads the words of one line; `where` names file and line in errors.
+
+    Raises:
+      DataError: as `parse_labels` does.
+    """
     if len(fields) not in (15, 16):
         raise DataError(
             f"{where}: {len(fields)} columns, expected 15 (or 16 with a score); "
@@ -123,8 +133,40 @@ def _format_line(item: KittiObject) -> str:
     return f"{item.type} {item.truncated:.2f} {item.occluded} {item.alpha:.2f} {body}{tail}\n"
 
 
+def parse_tracking_line(fields: list[str], where: str) -> tuple[int, int, KittiObject]:
+    """Reads the words of one line of the tracking labels: frame, track, then an object's columns.
+
+    The tracking data give truncation as a level: 0 stays 0, 1 (partly) becomes 0.5 and 2 (largely)
+    becomes 1. Their type "Person" is the "Person_sitting" of the object data.
+
+    Returns:
+      Frame number, track number (-1 for DontCare), object.
+
+    Raises:
+      DataError: as `parse_labels` does, or frame or track are not integers.
+    """
+    if len(fields) not in (17, 18):
+        raise DataError(
+            f"{where}: {len(fields)} columns, expected 17 (or 18 with a score); "
+            "write frame, track and KITTI's columns or delete the line"
+        )
+    numbers = [_number(field, name, where) for field, name in zip(fields, _KEYS, strict=False)]
+    for number, name in zip(numbers, _KEYS, strict=True):
+        if not number.is_integer():
+            raise DataError(f"{where}: {name} is {number}; write an integer")
+    item = parse_line(fields[2:], where)
+    level = {1.0: 0.5, 2.0: 1.0}.get(item.truncated, item.truncated)
+    kind = "Person_sitting" if item.type == "Person" else item.type
+    item = dataclasses.replace(item, type=kind, truncated=level)
+    return int(numbers[0]), int(numbers[1]), item
+
+
 def parse_calibration(text: str, source: str = "calibration") -> Calibration:
-    """Reads a calibration file; `source` names the file in errors, unknown names are left out.
+    """Reads a calibration file of the object or the tracking data; unknown names are left out.
+
+    Args:
+      text: the file.
+      source: names the file in errors.
 
     Raises:
       DataError: a matrix is missing, has the wrong number of values, or a value is not a number.
@@ -134,6 +176,9 @@ def parse_calibration(text: str, source: str = "calibration") -> Calibration:
         if not line.strip():
             continue
         key, colon, rest = line.partition(":")
+        first, _, others = line.strip().partition(" ")
+        if not colon and first in _TRACKING:
+            key, colon, rest = _TRACKING[first], ":", others
         key = key.strip()
         if not colon:
             raise DataError(f"{source}:{row}: no 'name:' before the values; write e.g. 'P2: ...'")

@@ -38,11 +38,6 @@ def check_job(config: Any) -> None:
     if config.task not in JOBS:
         raise ConfigError(f"config.task={config.task!r}; {nearest(config.task, JOBS)}")
     name = config.data.name
-    if name == "kitti" and name not in DATASETS:
-        raise ConfigError(
-            "config.data.name='kitti': the reader of the KITTI files is not part of this version "
-            "yet; use the embedded profile, whose data set 'scenes' is made on first use"
-        )
     if name not in DATASETS:
         raise ConfigError(f"config.data.name={name!r}; {nearest(name, DATASETS)}")
 
