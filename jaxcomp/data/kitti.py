@@ -132,6 +132,9 @@ def _load_files(layout: str, training: Path, share: float, seed: int, junk: Junk
     with_image = [frame for frame in frames if frame.image is not None]
     if not with_image:
         raise DataError(f"{training}: no image in it; unpack the left colour images")
+    if layout == "tracking":
+        with_image, problems = kitti_scan.labelled_sequences(with_image)
+        junk.extend(problems)
     split, how = kitti_split.split_frames(layout, training, with_image, share, seed, junk)
     if layout == "object":
         for frame in frames:

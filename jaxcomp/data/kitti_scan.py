@@ -6,6 +6,7 @@ the 7,481 frames of the object data take about a second, and files cut short are
 
 from __future__ import annotations
 
+import collections
 import concurrent.futures
 import dataclasses
 import struct
@@ -176,17 +177,24 @@ def _annotate(
     return annotation, problems + outside
 
 
+def labelled_sequences(frames: Sequence[KittiFrame]) -> tuple[list[KittiFrame], Problems]:
+    """Leaves out tracking sequences without a label file, before sequences are chosen."""
+    missing = collections.Counter(frame.sequence for frame in frames if frame.label is None)
+    problems = [
+        ("sequence", f"label_02/{name}.txt: missing; the sequence has {count} frames")
+        for name, count in missing.items()
+    ]
+    return [frame for frame in frames if frame.label is not None], problems
+
+
 def scan_tracking(frames: Sequence[KittiFrame]) -> Iterator[tuple[Annotation | None, Problems]]:
-    """The same for tracking frames; the label file of a sequence is read once."""
+    """The same for labelled tracking frames; the label file of a sequence is read once."""
     sequences: dict[str, list[KittiFrame]] = {}
     for frame in frames:
         sequences.setdefault(frame.sequence, []).append(frame)
-    for sequence, members in sequences.items():
+    for members in sequences.values():
         label = members[0].label
-        if label is None:
-            message = f"label_02/{sequence}.txt: missing; the sequence has {len(members)} frames"
-            yield None, [("sequence", message)]
-            continue
+        assert label is not None  # `labelled_sequences` has seen to it
         try:
             objects, problems = read_tracking_labels(label)
         except DataError as error:
