@@ -1,6 +1,6 @@
 """Faster R-CNN with a feature pyramid, cut at the pyramid (Ren et al., 2015; Lin et al., 2017).
 
-    image ── normalise ── ResNet ── FPN ──► P2..P6 ──► RPN ──► proposals ──► RoIAlign ── box head
+    image ── transform ── ResNet ── FPN ──► P2..P6 ──► RPN ──► proposals ──► RoIAlign ── box head
     └────────────── head ──────────────┘   └───────────────────── tail ─────────────────────────┘
 
 Every shape is static: proposals and detections are padded and carry a validity mask.
@@ -18,15 +18,15 @@ import numpy as np
 from jaxcomp.models.fpn import FPN, LEVELS
 from jaxcomp.models.layers import ConvNorm
 from jaxcomp.models.resnet import ResNet
+from jaxcomp.models.transform import Frames, network_input
 from jaxcomp.ops import boxes as box_ops
 from jaxcomp.ops import nms, roi_align
 from jaxcomp.types import Array, Features
 
-IMAGENET_MEAN = (0.485, 0.456, 0.406)
-IMAGENET_STD = (0.229, 0.224, 0.225)
 ROI_WEIGHTS = (10.0, 10.0, 5.0, 5.0)
 RPN_WEIGHTS = (1.0, 1.0, 1.0, 1.0)
 STRIDES = (4, 8, 16, 32)  # of P2..P5, the levels that boxes are pooled from
+MIN_PROPOSAL = 1e-3  # pixels; thinner proposals are dropped
 SIZE_MULTIPLE = 32  # images are padded to it, so that P5 tells the padded size
 
 
@@ -42,13 +42,15 @@ class DetectorConfig:
       anchor_ratios: height / width.
       rpn_convs: 3x3 convolutions before the RPN's outputs.
       rpn_pre_nms, rpn_post_nms: proposals per level before, and per image after suppression.
-      rpn_post_nms_train: the latter in training.
+      rpn_pre_nms_train, rpn_post_nms_train: the same in training.
       rpn_iou: overlap above which proposals suppress each other.
       pool_size: RoIAlign output.
       canonical_size: box size, in pixels, that belongs to level 4.
       box_convs, box_conv_features, box_fc: the box head; one hidden layer after the convolutions.
       score_threshold, detection_iou, max_detections: post-processing.
-      detection_pre_nms: candidates (region and class) that enter the last suppression.
+      detection_pre_nms: candidates (region and class) that enter the last suppression; torchvision
+        takes all, which 1,000 regions of two classes are.
+      freeze_norm: batch normalisation keeps its statistics in training.
       dtype: compute type.
     """
 
@@ -63,6 +65,7 @@ class DetectorConfig:
     rpn_convs: int = 2
     rpn_pre_nms: int = 1000
     rpn_post_nms: int = 1000
+    rpn_pre_nms_train: int = 2000
     rpn_post_nms_train: int = 2000
     rpn_iou: float = 0.7
     pool_size: int = 7
@@ -73,7 +76,8 @@ class DetectorConfig:
     score_threshold: float = 0.05
     detection_iou: float = 0.5
     max_detections: int = 100
-    detection_pre_nms: int = 1000
+    detection_pre_nms: int = 2000
+    freeze_norm: bool = False
     dtype: str = "float32"
 
 
@@ -156,39 +160,39 @@ class FasterRCNN(nn.Module):
         self.rpn = RegionProposalNetwork(cfg)
         self.box_head = BoxHead(cfg)
 
-    def features(self, image: Array, train: bool = False) -> Features:
-        """The pyramid of uint8 or [0, 1] float images [B, H, W, 3], sides multiples of 32."""
-        x = normalise_image(image).astype(self.cfg.dtype)
+    def features(self, image: Frames | Array, train: bool = False) -> Features:
+        """The pyramid of uint8 or [0, 1] float images [B, H, W, 3], sides multiples of 32.
+
+        `Frames` are resized first, to a canvas whose sides are multiples of 32.
+        """
+        train = train and not self.cfg.freeze_norm
+        x = network_input(image).astype(self.cfg.dtype)
         pyramid = self.fpn(self.body(x, train), train)
         return {name: value.astype(jnp.float32) for name, value in pyramid.items()}
 
-    def propose(self, features: Features, image_size: Array, count: int):
+    def propose(self, features: Features, image_size: Array, count: int, train: bool = False):
         """Proposals of a pyramid.
 
         Args:
           features: P2..P6.
           image_size: [B, 2] (height, width) of the unpadded images, pixels.
           count: proposals per image.
+          train: take as many candidates of each level as training does.
 
         Returns:
           (logits [B, A], deltas [B, A, 4], proposals [B, count, 4], valid [B, count]).
         """
         logits, deltas = self.rpn(features)
-        anchors = self.anchors(features)
-        boxes, scores, groups = [], [], []
-        for level, (score, delta, anchor) in enumerate(zip(logits, deltas, anchors, strict=True)):
-            top, index = jax.lax.top_k(score, min(self.cfg.rpn_pre_nms, score.shape[1]))
+        pre = self.cfg.rpn_pre_nms_train if train else self.cfg.rpn_pre_nms
+        boxes, scores = [], []
+        for score, delta, anchor in zip(logits, deltas, self.anchors(features), strict=True):
+            top, index = jax.lax.top_k(score, min(pre, score.shape[1]))
             picked = jnp.take_along_axis(delta, index[..., None], 1)
-            boxes.append(box_ops.decode(picked, jnp.asarray(anchor)[index], RPN_WEIGHTS))
+            box = box_ops.decode(picked, jnp.asarray(anchor)[index], RPN_WEIGHTS)
+            boxes.append(box_ops.clip(box, image_size[:, None]))
             scores.append(top)
-            groups.append(np.full(top.shape[1], level, np.int32))
-        all_boxes = box_ops.clip(jnp.concatenate(boxes, 1), image_size[:, None])
         proposals, valid = _suppress_proposals(
-            jax.lax.stop_gradient(all_boxes),
-            jax.lax.stop_gradient(jnp.concatenate(scores, 1)),
-            np.concatenate(groups),
-            self.cfg.rpn_iou,
-            count,
+            jax.lax.stop_gradient(boxes), jax.lax.stop_gradient(scores), self.cfg.rpn_iou, count
         )
         return jnp.concatenate(logits, 1), jnp.concatenate(deltas, 1), proposals, valid
 
@@ -211,6 +215,7 @@ class FasterRCNN(nn.Module):
             )
 
         pooled = jax.vmap(pool)(levels, boxes, level)
+        train = train and not self.cfg.freeze_norm
         logits, deltas = self.box_head(pooled.reshape(-1, *pooled.shape[2:]), train)
         lead = boxes.shape[:2]
         return logits.reshape(*lead, -1), deltas.reshape(*lead, -1, 4)
@@ -259,23 +264,27 @@ class FasterRCNN(nn.Module):
         return self.detect(features, image_size)
 
 
-def normalise_image(image: Array) -> Array:
-    """ImageNet normalisation of uint8 [0, 255] or float [0, 1] RGB; the only one in the package."""
-    x = image.astype(jnp.float32)
-    if jnp.issubdtype(image.dtype, jnp.integer):
-        x = x / 255.0
-    shape = (1,) * (x.ndim - 1) + (3,)
-    mean = np.asarray(IMAGENET_MEAN, np.float32).reshape(shape)
-    return (x - mean) / np.asarray(IMAGENET_STD, np.float32).reshape(shape)
+def _suppress_proposals(boxes, scores, iou_threshold: float, count: int):
+    """Suppression within each level, then the best `count` of all levels, with their validity."""
+    most = max(b.shape[1] for b in boxes)
+    padded = [_pad_second(b, most) for b in boxes]
+    real = np.stack([np.arange(most) < b.shape[1] for b in boxes])
+    all_boxes = jnp.stack(padded, 1)  # [B, L, most, 4]
+    all_scores = jnp.stack([_pad_second(s, most) for s in scores], 1)
+    size = (all_boxes[..., 2:] - all_boxes[..., :2]).min(-1)
+
+    def one_level(b, v):
+        return nms.nms_keep(b, jnp.zeros(most, jnp.int32), v, iou_threshold)
+
+    keep = jax.vmap(jax.vmap(one_level))(all_boxes, (size >= MIN_PROPOSAL) & real[None])
+    batch = all_boxes.shape[0]
+    order = jnp.where(keep, all_scores, -jnp.inf).reshape(batch, -1)
+    best, index = jax.lax.top_k(order, min(count, order.shape[1]))
+    valid = jnp.isfinite(best)
+    picked = jnp.take_along_axis(all_boxes.reshape(batch, -1, 4), index[..., None], 1)
+    picked = jnp.where(valid[..., None], picked, 0.0)
+    return _pad_second(picked, count), _pad_second(valid, count)
 
 
-def _suppress_proposals(boxes, scores, groups, iou_threshold, count):
-    size = boxes[..., 2:] - boxes[..., :2]
-
-    def one(b, s, v):
-        out = nms.top_detections(
-            b, s, jnp.asarray(groups), v, iou_threshold=iou_threshold, pre=b.shape[0], post=count
-        )
-        return out[0], out[3]
-
-    return jax.vmap(one)(boxes, scores, size.min(-1) >= 1e-3)
+def _pad_second(x: Array, length: int) -> Array:
+    return jnp.pad(x, [(0, 0), (0, length - x.shape[1])] + [(0, 0)] * (x.ndim - 2))

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -21,21 +21,24 @@ def assign_level(
     return jnp.clip(level, 2, levels + 1).astype(jnp.int32) - 2
 
 
-def _axis_samples(start: Array, length: Array, count: int, ratio: int, limit: Array):
-    """Bilinear taps along one axis: [R] starts -> lower, upper index and weights, [R, count*ratio].
+def _axis_taps(start: Array, length: Array, bins: int, ratio: int, limit: Array):
+    """What one axis of a bin is averaged from: [R] starts -> indices and weights [R, bins, 2 ratio].
 
-    Samples further than one pixel outside the map count as zero, nearer ones are clamped to it.
+    `ratio` samples a bin, each between two neighbours. Samples further than one pixel outside the
+    map count as zero, nearer ones are clamped to it.
     """
-    offsets = (np.arange(count * ratio, dtype=np.float32) + 0.5) / ratio
-    position = start[:, None] + jnp.asarray(offsets)[None, :] * (length / count)[:, None]
+    offsets = (np.arange(bins * ratio, dtype=np.float32) + 0.5) / ratio
+    position = start[:, None] + jnp.asarray(offsets)[None, :] * (length / bins)[:, None]
     last = (limit - 1)[:, None]
     inside = (position >= -1.0) & (position <= limit[:, None])
     position = jnp.clip(position, 0.0, last.astype(position.dtype))
     low = jnp.floor(position).astype(jnp.int32)
-    high = jnp.minimum(low + 1, last)
     fraction = position - low
-    weight = inside.astype(position.dtype)
-    return low, high, (1.0 - fraction) * weight, fraction * weight
+    weight = inside.astype(position.dtype) / ratio
+    index = jnp.stack([low, jnp.minimum(low + 1, last)], -1)
+    weights = jnp.stack([(1.0 - fraction) * weight, fraction * weight], -1)
+    shape = (start.shape[0], bins, 2 * ratio)
+    return index.reshape(shape), weights.reshape(shape)
 
 
 def roi_align(
@@ -67,18 +70,19 @@ def roi_align(
     starts = jnp.asarray(np.cumsum([0] + [f.shape[0] * f.shape[1] for f in features[:-1]]))
     scaled = boxes / jnp.asarray(strides, boxes.dtype)[level][:, None]
     size = jnp.maximum(scaled[:, 2:] - scaled[:, :2], 1.0)
-    taps_y = _axis_samples(scaled[:, 1], size[:, 1], output_size, sampling_ratio, heights[level])
-    taps_x = _axis_samples(scaled[:, 0], size[:, 0], output_size, sampling_ratio, widths[level])
-    base, width = starts[level], widths[level]
-
-    def pool(args):
-        y0, y1, wy0, wy1, x0, x1, wx0, wx1, first, columns = args
-        total = 0.0
-        for row, row_weight in ((y0, wy0), (y1, wy1)):
-            for column, column_weight in ((x0, wx0), (x1, wx1)):
-                values = table[first + row[:, None] * columns + column[None, :]]
-                total += values * (row_weight[:, None] * column_weight[None, :])[..., None]
-        shape = (output_size, sampling_ratio, output_size, sampling_ratio, channels)
-        return total.reshape(shape).mean((1, 3))
-
-    return jax.vmap(pool)((*taps_y, *taps_x, base, width))
+    rows, row_weights = _axis_taps(
+        scaled[:, 1], size[:, 1], output_size, sampling_ratio, heights[level]
+    )
+    columns, column_weights = _axis_taps(
+        scaled[:, 0], size[:, 0], output_size, sampling_ratio, widths[level]
+    )
+    rows = starts[level][:, None, None] + rows * widths[level][:, None, None]
+    pooled = jnp.zeros((), table.dtype)
+    # Every tap is one gather. The indices are in bounds by construction; saying so spares XLA their
+    # checks, which take six times as long as the reading.
+    for i, j in itertools.product(range(2 * sampling_ratio), repeat=2):
+        index = rows[:, :, None, i] + columns[:, None, :, j]
+        weight = row_weights[:, :, None, i] * column_weights[:, None, :, j]
+        taken = table.at[index].get(mode="promise_in_bounds")
+        pooled = pooled + taken * weight[..., None].astype(table.dtype)
+    return pooled

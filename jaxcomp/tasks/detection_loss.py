@@ -170,7 +170,7 @@ def detection_losses(
       {"rpn_class", "rpn_box", "box_class", "box_regression", "total"} scalars.
     """
     features = batch["features"]
-    logits, deltas, boxes, valid = apply("propose", features, image_size, proposals)
+    logits, deltas, boxes, valid = apply("propose", features, image_size, proposals, True)
     anchors = jnp.concatenate([jnp.asarray(a) for a in apply("anchors", features)], 0)
     rpn_key, region_key = jax.random.split(rng)
     sums = rpn_losses(logits, deltas, anchors, batch, rpn_key, cfg)
