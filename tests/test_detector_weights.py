@@ -139,7 +139,7 @@ def test_arrays_are_the_callers_own_no_more(state):
 
 def test_another_class_count_is_refused_or_replaced(state):
     cfg = dataclasses.replace(NARROW, num_classes=5)
-    with pytest.raises(CheckpointError, match=r"'w.pth' has 3 classes.* has 5.*--classes"):
+    with pytest.raises(CheckpointError, match=r"'w.pth' has 3 classes.* has 5.*--replace-head"):
         detector_from_torch(state, cfg, source="'w.pth'")
     variables, report = detector_from_torch(state, cfg, replace_head=True, seed=1)
     head = variables["params"]["box_head"]

@@ -14,12 +14,12 @@ import numpy as np
 
 from jaxcomp.errors import CheckpointError, NonFiniteError, ShapeError
 from jaxcomp.interop.detector_names import PREDICTOR, Entry, some, tensor_table
+from jaxcomp.interop.torch_weights import COUNTERS
 from jaxcomp.models.faster_rcnn import DetectorConfig
 from jaxcomp.types import Array
 
-COUNTER = "num_batches_tracked"
+COUNTER = COUNTERS[0]
 CLASS_BIAS = f"{PREDICTOR}cls_score.bias"
-IGNORED = (COUNTER, "total_ops", "total_params")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +71,7 @@ def detector_from_torch(
       NonFiniteError: a tensor holds NaN or infinity, or does not fit float32.
     """
     table = tensor_table(cfg)
-    weights = {k: v for k, v in state_dict.items() if k.split(".")[-1] not in IGNORED}
+    weights = {k: v for k, v in state_dict.items() if k.split(".")[-1] not in COUNTERS}
     classes = _file_classes(weights)
     replaced: tuple[str, ...] = ()
     if replace_head and 0 < classes != cfg.num_classes:
@@ -125,7 +125,7 @@ def _check(
         raise CheckpointError(
             f"{source} has {classes} classes with the background, the detector has "
             f"{cfg.num_classes}: give the number it was trained with, or ask for a new predictor "
-            "(replace_head=True, or --classes on the command line), which must then be trained"
+            "(replace_head=True, --replace-head), which must then be trained"
         )
     wrong = [
         f"{e.name} is {list(np.shape(weights[e.name]))}, needed {list(e.shape)}"
