@@ -1,8 +1,11 @@
 """Our detector's variables against torchvision's names, axes and values."""
 
 import dataclasses
+import functools
+import hashlib
 import json
 import sys
+from pathlib import Path
 
 import flax.traverse_util
 import jax
@@ -10,10 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+import jaxcomp
+from jaxcomp import cli
 from jaxcomp.errors import CheckpointError, ConfigError, NonFiniteError, ShapeError
 from jaxcomp.interop.detector_names import abstract_variables, tensor_table
 from jaxcomp.interop.detector_weights import detector_from_torch, detector_to_torch
+from jaxcomp.interop.torch_weights import read_weights, write_torch
+from jaxcomp.jobs import weights
+from jaxcomp.loaders import load_detector
 from jaxcomp.models.faster_rcnn import DetectorConfig
+
+SHIPPED = Path(jaxcomp.__file__).parent / "weights" / "detector_scenes.npz"
 
 PREDICTOR = "roi_heads.box_predictor"
 NARROW = DetectorConfig(
@@ -210,3 +220,80 @@ def test_export_refuses_variables_of_another_detector(state):
         detector_to_torch(variables, dataclasses.replace(NARROW, rpn_convs=2))
     with pytest.raises(ShapeError, match=r"box_head/classes/kernel has shape \[16, 3\].*\[16, 4\]"):
         detector_to_torch(variables, dataclasses.replace(NARROW, num_classes=4))
+
+
+# --- the commands ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def narrow_file(state, tmp_path, monkeypatch):
+    """A .pth of the narrow detector; the commands take that size for torchvision's."""
+    monkeypatch.setattr(weights, "DetectorConfig", functools.partial(dataclasses.replace, NARROW))
+    names = {f"module.{name}": value for name, value in state.items()}
+    write_torch(tmp_path / "run.pth", names)
+    return tmp_path / "run.pth"
+
+
+def run(capsys, *words):
+    status = cli.main([str(word) for word in words])
+    captured = capsys.readouterr()
+    return status, captured.out, captured.err
+
+
+def test_import_makes_a_detector_and_export_gives_the_file_back(narrow_file, state, capsys):
+    out, back = narrow_file.with_name("d.npz"), narrow_file.with_name("back.safetensors")
+    words = (
+        "import-weights",
+        narrow_file,
+        "--model",
+        "faster_rcnn",
+        "--classes",
+        "Car, Pedestrian",
+    )
+    status, text, _ = run(capsys, *words, "--out", out)
+    assert status == 0 and "tensors" in text and "new" not in text
+    detector = load_detector(out)
+    wanted, report = detector_from_torch(state, NARROW)
+    assert same(flat(jax.tree.map(np.asarray, detector.variables)), flat(wanted))
+    assert detector.classes == ("Car", "Pedestrian") and detector.model.cfg == NARROW
+    meta = detector.meta
+    assert (meta["resize"], meta["min_side"], meta["max_side"]) == ("shortest", 800, 1333)
+    assert (meta["height"], meta["width"]) == (416, 1344)
+    assert meta["source"]["file"] == "run.pth"
+    assert meta["source"]["sha256"] == hashlib.sha256(narrow_file.read_bytes()).hexdigest()
+    assert meta["source"]["parameters"] == report.parameters
+    assert run(capsys, "export-weights", out, back)[0] == 0
+    weights_back = read_weights(back)
+    assert same(dict(sorted(weights_back.items())), without_counters(state))
+
+
+def without_counters(state):
+    return {k: v for k, v in sorted(state.items()) if not k.endswith("num_batches_tracked")}
+
+
+def test_import_refuses_other_classes_unless_asked(narrow_file, capsys):
+    out = narrow_file.with_name("d.npz")
+    words = ("import-weights", narrow_file, "--model", "faster_rcnn", "--out", out, "--classes")
+    status, _, err = run(capsys, *words, "A")
+    assert status == 1 and "3 classes" in err and err.count("\n") == 1 and not out.exists()
+    status, text, _ = run(capsys, *words, "A", "--replace-head", "--seed", 3)
+    assert status == 0 and "train it first" in text
+    assert load_detector(out).meta["source"]["file_classes"] == 3
+    assert "different names" in run(capsys, *words, "A,A")[2]
+    status, _, err = run(capsys, *words[:-2], narrow_file, "--classes", "A,B")
+    assert status == 1 and "choose another --out" in err
+
+
+def test_import_without_names_counts_the_classes(narrow_file, capsys):
+    out = narrow_file.with_name("d.npz")
+    words = ("import-weights", narrow_file, "--model", "faster_rcnn", "--out", out)
+    assert run(capsys, *words)[0] == 0
+    assert load_detector(out).classes == ("class_1", "class_2")
+
+
+def test_export_of_the_shipped_detector_or_to_another_ending_is_refused(tmp_path, capsys):
+    status, _, err = run(capsys, "export-weights", SHIPPED, tmp_path / "x.pth")
+    assert status == 1 and "basic blocks" in err
+    status, _, err = run(capsys, "export-weights", SHIPPED, tmp_path / "x.onnx")
+    assert status == 1 and "must end in one of .pth" in err
+    assert not list(tmp_path.iterdir())
