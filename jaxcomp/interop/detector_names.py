@@ -89,7 +89,8 @@ def abstract_variables(cfg: DetectorConfig) -> dict[str, jax.ShapeDtypeStruct]:
     return flax.traverse_util.flatten_dict(variables, sep="/")
 
 
-def tensor_table(cfg: DetectorConfig) -> list[Entry]:
+@functools.lru_cache(maxsize=8)  # tracing the network for its shapes takes most of a second
+def tensor_table(cfg: DetectorConfig) -> tuple[Entry, ...]:
     """The rows of a detector with these sizes, in the order of torchvision's state dictionary.
 
     Raises:
@@ -108,7 +109,7 @@ def tensor_table(cfg: DetectorConfig) -> list[Entry]:
         table.append(Entry(name, path, layout, theirs.shape, ours.shape))
     if wanted:
         raise ConfigError(f"no torchvision name is known for {some(sorted(wanted))}")
-    return table
+    return tuple(table)
 
 
 def _rows(cfg: DetectorConfig, paths: frozenset[str]) -> Iterator[tuple[str, str, Layout]]:
