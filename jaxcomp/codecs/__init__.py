@@ -20,6 +20,8 @@ _HOMES = {
     "compress_batch": "coding",
     "decompress": "coding",
     "decompress_batch": "coding",
+    "decompress_partial": "coding",
+    "tables_from_pmfs": "tables",
 }
 
 __all__ = ["CODECS", *sorted(_HOMES)]

@@ -10,6 +10,7 @@ own header and its payload, so nothing that decides how to decode is left unprot
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 import struct
 import zlib
@@ -20,6 +21,7 @@ from jaxcomp.codecs.rans import MAX_LANES, read_varint, write_varint
 from jaxcomp.errors import (
     BitstreamError,
     CorruptStreamError,
+    ShapeError,
     StreamTooLargeError,
     TableMismatchError,
     TruncatedStreamError,
@@ -29,10 +31,16 @@ from jaxcomp.errors import (
 MAGIC, VERSION = b"JXC", 1
 KINDS = {"factorised": 0}
 # Of all streams of a file together, checked before anything is allocated: a hostile file costs at
-# most some 300 MB. A 2160x3840 frame has a hundredth of that in its largest level.
+# most some 200 MB. A 2160x3840 frame has a hundredth of that in its largest level.
 MAX_SYMBOLS = 1 << 24
+MAX_META = 1 << 20  # bytes of JSON text, which take many times the memory once parsed
 _META = 0x08  # flag bit; the codec kind is in bits 0-2, the number of streams above bit 3
 _MAX_STREAMS = 15
+_SEARCH = 64  # bytes, per byte of a damaged file, that the search for its chunks may look at
+
+
+class StreamShapeError(BitstreamError, ShapeError):
+    """The stream announces maps of another shape than the codec that decodes it makes."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,6 +106,8 @@ def write(kind: str, digest: int, streams: Sequence[Stream], meta: Mapping | Non
     parts = [head]
     if meta is not None:
         text = json.dumps(meta, separators=(",", ":")).encode()
+        if len(text) > MAX_META:
+            raise StreamTooLargeError(f"{len(text)} bytes of metadata; the limit is {MAX_META}")
         parts.append(_chunk(head, b"", text))
     parts += [_chunk(head, _stream_header(stream), stream.payload) for stream in streams]
     return b"".join(parts)
@@ -125,35 +135,140 @@ def read(
       StreamTooLargeError: the streams announce more than `max_symbols`.
     """
     head, kind, coded_with, count, has_meta = _read_head(blob)
-    position, meta, payloads, symbols = len(head), None, 0, 0
+    position, meta, payloads = len(head), None, 0
     streams: list[Stream] = []
     if has_meta:
         body, position = _read_chunk(blob, head, position, position)
         meta, payloads = _parse_meta(body), len(body)
     for _ in range(count):
-        start = position
-        name, shape, stages, lanes, position = _read_stream_header(blob, position)
-        payload, position = _read_chunk(blob, head, start, position)
-        stream = Stream(name, shape, stages, lanes, payload)
-        height, width = stream.latent_shape
-        symbols += height * width * channels
-        if symbols > max_symbols:
-            raise StreamTooLargeError(
-                f"stream {name!r} announces {height}x{width}x{channels} symbols, with those before "
-                f"more than the limit of {max_symbols}; raise max_symbols if the file is trusted"
-            )
-        if any(name == other.name for other in streams):
-            raise CorruptStreamError(f"two streams have the name {name!r}")
+        stream, position = _read_stream(blob, head, position)
+        _check_stream(stream, streams, channels, max_symbols)
         streams.append(stream)
-        payloads += len(payload)
+        payloads += len(stream.payload)
     if position != len(blob):
         raise CorruptStreamError(f"{len(blob) - position} bytes follow the last stream")
+    _check_digest(coded_with, digest)
+    return Container(kind, coded_with, tuple(streams), meta, len(blob) - payloads)
+
+
+def salvage(
+    blob: bytes, *, digest: int | None = None, channels: int = 1, max_symbols: int = MAX_SYMBOLS
+) -> tuple[Container, list[BitstreamError]]:
+    """Reads the undamaged chunks of a file.
+
+    A damaged chunk is skipped by the length that it announces or, if no chunk begins there, by
+    looking for the next place where one does.
+
+    Args:
+      blob: the bytes of the file; those of its header must be intact.
+      digest: as for `read`.
+      channels: as for `read`.
+      max_symbols: as for `read`; a stream beyond it is left out.
+
+    Returns:
+      The container with the streams (and metadata) whose checksums hold, and what was wrong with
+      the others, at least one error if anything is missing.
+
+    Raises:
+      VersionError, TruncatedStreamError, CorruptStreamError: the header of the file is damaged.
+      TableMismatchError: coded with other tables.
+    """
+    head, kind, coded_with, count, has_meta = _read_head(blob)
+    _check_digest(coded_with, digest)
+    position, meta, payloads = len(head), None, 0
+    errors: list[BitstreamError] = []
+    streams: list[Stream] = []
+    budget = _Budget((1 << 22) + _SEARCH * len(blob))
+    if has_meta:
+        try:
+            body, position = _read_chunk(blob, head, position, position)
+            meta, payloads = _parse_meta(body), len(body)
+        except BitstreamError as error:
+            errors.append(error)
+            position = _next_chunk(blob, head, position, 0, budget)
+    while position < len(blob) and len(streams) < count:
+        try:
+            stream, after = _read_stream(blob, head, position)
+        except BitstreamError as error:
+            errors.append(error)
+            position = _next_chunk(blob, head, position, 1, budget)
+            continue
+        try:
+            _check_stream(stream, streams, channels, max_symbols)
+            streams.append(stream)
+            payloads += len(stream.payload)
+        except BitstreamError as error:
+            errors.append(error)
+        position = after
+    if len(streams) < count and not errors:
+        errors.append(TruncatedStreamError(f"{len(streams)} of {count} streams are in the file"))
+    return Container(kind, coded_with, tuple(streams), meta, len(blob) - payloads), errors
+
+
+def _check_digest(coded_with: int, digest: int | None) -> None:
     if digest is not None and digest != coded_with:
         raise TableMismatchError(
             f"the stream was coded with tables {coded_with:016x}, these are {digest:016x}; "
             "use the checkpoint it was made with"
         )
-    return Container(kind, coded_with, tuple(streams), meta, len(blob) - payloads)
+
+
+def _check_stream(
+    stream: Stream, before: Sequence[Stream], channels: int, max_symbols: int
+) -> None:
+    """Raises if a stream, with those before it, is too large or its name was used."""
+    symbols = 0
+    for height, width in (s.latent_shape for s in (*before, stream)):
+        symbols += height * width * channels
+    if symbols > max_symbols:
+        height, width = stream.latent_shape
+        raise StreamTooLargeError(
+            f"stream {stream.name!r} announces {height}x{width}x{channels} symbols, with those "
+            f"before more than the limit of {max_symbols}; raise max_symbols if the file is trusted"
+        )
+    if any(stream.name == other.name for other in before):
+        raise CorruptStreamError(f"two streams have the name {stream.name!r}")
+
+
+class _Budget:
+    """Bytes that a search may still run through checksums."""
+
+    def __init__(self, left: int):
+        self.left = left
+
+
+def _next_chunk(blob: bytes, head: bytes, damaged: int, names: int, budget: _Budget) -> int:
+    """Where the stream chunk behind the damaged one begins; the file's end if none is found.
+
+    `names` is 1 for a damaged stream chunk and 0 for the metadata, which have no name.
+    """
+    candidates: list[int] = []
+    try:
+        # Where the damaged chunk would end if its own header is right.
+        if names:
+            _, _, _, _, position = _read_stream_header(blob, damaged)
+        else:
+            position = damaged
+        size, position = read_varint(blob, position)
+        candidates.append(position + 4 + size)
+    except BitstreamError:
+        pass
+    for start in itertools.chain(candidates, range(damaged + 1, len(blob))):
+        budget.left -= 16
+        try:
+            _, _, _, _, position = _read_stream_header(blob, start)
+            size, position = read_varint(blob, position)
+        except BitstreamError:
+            continue
+        if position + 4 + size > len(blob):
+            continue
+        budget.left -= size
+        if budget.left < 0:
+            return len(blob)
+        own, body = blob[start:position], blob[position + 4 : position + 4 + size]
+        if struct.unpack_from("<I", blob, position)[0] == _checksum(head, own, body):
+            return start
+    return len(blob)
 
 
 def _read_head(blob: bytes) -> tuple[bytes, str, int, int, bool]:
@@ -203,6 +318,13 @@ def _read_stream_header(blob: bytes, position: int) -> tuple[str, tuple[int, int
     return name, (height, width), stages, lanes, position + 1
 
 
+def _read_stream(blob: bytes, head: bytes, start: int) -> tuple[Stream, int]:
+    """(stream, position behind) of the stream chunk at `start`."""
+    name, shape, stages, lanes, position = _read_stream_header(blob, start)
+    payload, position = _read_chunk(blob, head, start, position)
+    return Stream(name, shape, stages, lanes, payload), position
+
+
 def _chunk(head: bytes, own: bytes, body: bytes) -> bytes:
     own = own + write_varint(len(body))
     return own + struct.pack("<I", _checksum(head, own, body)) + body
@@ -226,6 +348,8 @@ def _checksum(head: bytes, own: bytes, body: bytes) -> int:
 
 
 def _parse_meta(body: bytes) -> Any:
+    if len(body) > MAX_META:
+        raise StreamTooLargeError(f"{len(body)} bytes of metadata; the limit is {MAX_META}")
     try:
         return json.loads(body)
     except (ValueError, RecursionError) as error:

@@ -9,7 +9,8 @@ The integers survive exactly. The network parts are compiled once per codec and 
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+import math
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
@@ -31,6 +32,8 @@ def compress(
     tables: CdfTables,
     features: Mapping[str, Any] | Any,
     meta: Mapping[str, Any] | None = None,
+    *,
+    backend: str = "numba",
 ) -> bytes:
     """Codes the features of one frame.
 
@@ -40,6 +43,7 @@ def compress(
       tables: of `tables.build_tables`, saved with the variables.
       features: one array [1, H, W, C], or several by name; all pass through the same codec.
       meta: JSON metadata to put into the file.
+      backend: who runs the entropy coder, one of `rans.BACKENDS`; the bytes are the same.
 
     Returns:
       The bytes of a `.jxc` file.
@@ -49,12 +53,13 @@ def compress(
       NonFiniteError: NaN or infinity in the features.
     """
     named = features if isinstance(features, Mapping) else {"": features}
-    streams = []
+    rows = []
     for name, x in named.items():
         integers = encode_symbols(codec, variables, tables, x, name)
         if len(integers) != 1:
             raise ShapeError(f"features {name!r} hold {len(integers)} frames; compress takes one")
-        streams.append(_stream(codec, tables, integers[0], name, x.shape[1:3]))
+        rows.append((name, x.shape[1:3], integers[0]))
+    streams = _streams(codec, tables, rows, backend)
     return bitstream.write("factorised", tables.digest, streams, meta)
 
 
@@ -65,13 +70,14 @@ def compress_batch(
     features: Any,
     name: str = "",
     meta: Mapping[str, Any] | None = None,
+    *,
+    backend: str = "numba",
 ) -> list[bytes]:
-    """One `.jxc` file per row of [B, H, W, C] features; the network runs once for all rows."""
-    shape, digest = features.shape[1:3], tables.digest
-    return [
-        bitstream.write("factorised", digest, [_stream(codec, tables, row, name, shape)], meta)
-        for row in encode_symbols(codec, variables, tables, features, name)
-    ]
+    """One `.jxc` file per row of [B, H, W, C] features; network and coder run once for all rows."""
+    integers = encode_symbols(codec, variables, tables, features, name)
+    rows = [(name, features.shape[1:3], row) for row in integers]
+    streams = _streams(codec, tables, rows, backend)
+    return [bitstream.write("factorised", tables.digest, [stream], meta) for stream in streams]
 
 
 def decompress(
@@ -81,8 +87,17 @@ def decompress(
     blob: bytes,
     *,
     max_symbols: int = bitstream.MAX_SYMBOLS,
+    backend: str = "numba",
 ) -> jax.Array | dict[str, jax.Array]:
     """Decodes a file of `compress`.
+
+    Args:
+      codec: the codec.
+      variables: its variables.
+      tables: those that coded the file.
+      blob: its bytes.
+      max_symbols: the most latents that the file may announce.
+      backend: who runs the entropy decoder, one of `rans.BACKENDS`.
 
     Returns:
       [1, H, W, C] float32, or a dict of them by name if the streams are named.
@@ -90,7 +105,9 @@ def decompress(
     Raises:
       BitstreamError: one of its subclasses says what is wrong with the file.
     """
-    (out,) = decompress_batch(codec, variables, tables, [blob], max_symbols=max_symbols)
+    (out,) = decompress_batch(
+        codec, variables, tables, [blob], max_symbols=max_symbols, backend=backend
+    )
     return out
 
 
@@ -101,23 +118,46 @@ def decompress_batch(
     blobs: list[bytes],
     *,
     max_symbols: int = bitstream.MAX_SYMBOLS,
+    backend: str = "numba",
 ) -> list[jax.Array | dict[str, jax.Array]]:
     """`decompress` of several files; maps of equal shape pass through the network together."""
     options = {"digest": tables.digest, "channels": tables.channels, "max_symbols": max_symbols}
     files = [bitstream.read(blob, **options).streams for blob in blobs]
-    groups: dict[tuple[int, int], list[tuple[int, str]]] = {}
-    decoded = {}
-    for i, streams in enumerate(files):
-        for stream in streams:
-            decoded[i, stream.name] = decode_symbols(codec, tables, stream)
-            groups.setdefault(stream.shape, []).append((i, stream.name))
-    maps = {}
-    for shape, keys in groups.items():
-        y = np.stack([decoded[key] for key in keys])
-        x_hat = _synthesise(codec, variables, tables.median, y, shape)
-        maps.update({key: x_hat[j : j + 1] for j, key in enumerate(keys)})
-    rows = [{s.name: maps[i, s.name] for s in streams} for i, streams in enumerate(files)]
+    streams = [stream for file in files for stream in file]
+    integers = decode_streams(codec, tables, streams, backend=backend)
+    for decoded in integers:
+        if isinstance(decoded, BitstreamError):
+            raise decoded
+    maps = iter(_features(codec, variables, tables, streams, integers))
+    rows = [{stream.name: next(maps) for stream in file} for file in files]
     return [row[""] if list(row) == [""] else row for row in rows]
+
+
+def decompress_partial(
+    codec: FactorisedCodec,
+    variables: Variables,
+    tables: CdfTables,
+    blob: bytes,
+    *,
+    max_symbols: int = bitstream.MAX_SYMBOLS,
+    backend: str = "numba",
+) -> tuple[dict[str, jax.Array], list[BitstreamError]]:
+    """What can be decoded of a damaged file: each map is exact or missing.
+
+    Returns:
+      ({name: [1, H, W, C] float32} of the undamaged streams, what was wrong with the others).
+
+    Raises:
+      BitstreamError: the header of the file is damaged, or it was coded with other tables.
+    """
+    options = {"digest": tables.digest, "channels": tables.channels, "max_symbols": max_symbols}
+    container, errors = bitstream.salvage(blob, **options)
+    integers = decode_streams(codec, tables, container.streams, backend=backend)
+    good = [i for i, decoded in enumerate(integers) if not isinstance(decoded, BitstreamError)]
+    errors += [decoded for decoded in integers if isinstance(decoded, BitstreamError)]
+    streams = [container.streams[i] for i in good]
+    maps = _features(codec, variables, tables, streams, [integers[i] for i in good])
+    return {stream.name: x for stream, x in zip(streams, maps, strict=True)}, errors
 
 
 def encode_symbols(
@@ -134,25 +174,77 @@ def encode_symbols(
 
 
 def decode_symbols(
-    codec: FactorisedCodec, tables: CdfTables, stream: bitstream.Stream
+    codec: FactorisedCodec, tables: CdfTables, stream: bitstream.Stream, *, backend: str = "numba"
 ) -> np.ndarray:
     """The integers of one stream: [h, w, M] int32."""
+    (out,) = decode_streams(codec, tables, [stream], backend=backend)
+    if isinstance(out, BitstreamError):
+        raise out
+    return out
+
+
+def decode_streams(
+    codec: FactorisedCodec,
+    tables: CdfTables,
+    streams: Sequence[bitstream.Stream],
+    *,
+    backend: str = "numba",
+) -> list[np.ndarray | BitstreamError]:
+    """The integers of each stream, [h, w, M] int32, or what is wrong with it."""
     _check_tables(codec, tables)
-    if stream.stages != codec.stages:
-        raise BitstreamError(
-            f"stream {stream.name!r} was coded with {stream.stages} stages, the codec has "
-            f"{codec.stages}"
-        )
-    shape = (*stream.latent_shape, tables.channels)
-    flat = rans.decode(stream.payload, int(np.prod(shape)), tables, stream.lanes)
-    return flat.reshape(shape)
+    shapes = [(*stream.latent_shape, tables.channels) for stream in streams]
+    decoded: list[Any] = rans.decode_each(
+        [stream.payload for stream in streams],
+        [math.prod(shape) for shape in shapes],
+        tables,
+        [stream.lanes for stream in streams],
+        backend=backend,
+    )
+    for i, (stream, shape) in enumerate(zip(streams, shapes, strict=True)):
+        if stream.stages != codec.stages:
+            decoded[i] = bitstream.StreamShapeError(
+                f"stream {stream.name!r} was coded with {stream.stages} stages, the codec has "
+                f"{codec.stages}"
+            )
+        elif isinstance(decoded[i], BitstreamError):
+            decoded[i] = type(decoded[i])(f"stream {stream.name!r}: {decoded[i]}")
+        else:
+            decoded[i] = decoded[i].reshape(shape)
+    return decoded
 
 
-def _stream(
-    codec: FactorisedCodec, tables: CdfTables, row: np.ndarray, name: str, shape: tuple[int, ...]
-) -> bitstream.Stream:
-    payload, lanes = rans.encode(row, tables)
-    return bitstream.Stream(name, (int(shape[0]), int(shape[1])), codec.stages, lanes, payload)
+def _streams(
+    codec: FactorisedCodec,
+    tables: CdfTables,
+    rows: Sequence[tuple[str, tuple[int, ...], np.ndarray]],
+    backend: str,
+) -> list[bitstream.Stream]:
+    """Codes rows of (name, shape [H, W] of the features, symbols [h, w, M])."""
+    coded = rans.encode_batch([row for _, _, row in rows], tables, backend=backend)
+    return [
+        bitstream.Stream(name, (int(shape[0]), int(shape[1])), codec.stages, lanes, payload)
+        for (name, shape, _), (payload, lanes) in zip(rows, coded, strict=True)
+    ]
+
+
+def _features(
+    codec: FactorisedCodec,
+    variables: Variables,
+    tables: CdfTables,
+    streams: Sequence[bitstream.Stream],
+    integers: Sequence[Any],
+) -> list[jax.Array]:
+    """[1, H, W, C] of every stream; maps of equal shape pass through the network together."""
+    groups: dict[tuple[int, int], list[int]] = {}
+    for i, stream in enumerate(streams):
+        groups.setdefault(stream.shape, []).append(i)
+    maps: list[Any] = [None] * len(streams)
+    for shape, members in groups.items():
+        y = np.stack([integers[i] for i in members])
+        x_hat = _synthesise(codec, variables, tables.median, y, shape)
+        for j, i in enumerate(members):
+            maps[i] = x_hat[j : j + 1]
+    return maps
 
 
 def _check_tables(codec: FactorisedCodec, tables: CdfTables) -> None:

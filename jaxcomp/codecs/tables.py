@@ -14,8 +14,8 @@ import hashlib
 import heapq
 import math
 import struct
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
@@ -30,8 +30,25 @@ MAX_PRECISION = 16
 DEFAULT_PRECISION = 15
 MAX_LENGTH = 4096
 _MAGIC, _VERSION = b"JXT", 1
-_MAX_ENTRIES = 1 << 24  # of a table in memory: 64 MB, checked before it is allocated
+# Checked before anything is allocated; the coder's lookup tables take 2 KB a channel.
+MAX_ENTRIES, MAX_CHANNELS = 1 << 23, 1 << 14
 _HEADER = struct.Struct("<3sBBII")  # magic, version, precision, channels, columns
+
+
+_T = TypeVar("_T")
+
+
+def derived(function: Callable[[CdfTables], _T]) -> Callable[[CdfTables], _T]:
+    """What a coder computes from tables: once, and kept as long as they are."""
+
+    @functools.wraps(function)
+    def kept(tables: CdfTables) -> _T:
+        name = f"{function.__module__}.{function.__qualname__}"
+        if name not in vars(tables):
+            vars(tables)[name] = function(tables)
+        return vars(tables)[name]
+
+    return kept
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -63,19 +80,6 @@ class CdfTables:
         return len(self.offset)
 
     @functools.cached_property
-    def buckets(self) -> np.ndarray:
-        """[M, 256] int32: the symbol number at the start of each 1/256 of the frequency range.
-
-        The decoder's search starts there. Derived from `cdf`, not part of the tables' identity.
-        """
-        steps = (np.arange(256, dtype=np.int64) << self.precision) >> 8
-        rows = [
-            np.searchsorted(self.cdf[m, : n + 2], steps, side="right") - 1
-            for m, n in enumerate(self.length)
-        ]
-        return np.ascontiguousarray(rows, np.int32)
-
-    @functools.cached_property
     def digest(self) -> int:
         """64-bit identity: the first 8 bytes of the SHA-256 of the serialised tables."""
         return int.from_bytes(hashlib.sha256(self.to_bytes()).digest()[:8], "little")
@@ -103,7 +107,8 @@ class CdfTables:
             raise VersionError(
                 f"tables: magic {magic!r} version {version}; expected {_MAGIC!r} {_VERSION}"
             )
-        if not 1 <= precision <= 16 or channels * columns > _MAX_ENTRIES:
+        sizes_ok = 1 <= channels <= MAX_CHANNELS and channels * columns <= MAX_ENTRIES
+        if not 1 <= precision <= MAX_PRECISION or not sizes_ok:
             raise CorruptStreamError(
                 f"tables: precision {precision}, {channels} channels, {columns} columns are not a "
                 "codec's"
@@ -170,33 +175,50 @@ def build_tables(
     length = (high - low + 1).astype(np.int32)
     grid = low[None] + np.arange(length.max())[:, None] + median[None]  # [L, M]
     pmf = np.asarray(jax.jit(entropy.probability)(density, grid.astype(np.float32)), np.float64).T
-    rows = [_with_escape(pmf[m, :n]) for m, n in enumerate(length)]
+    rows = [pmf[m, :n] for m, n in enumerate(length)]
     if len(rows) != codec.n_channels:
         raise ValueError(f"the variables have {len(rows)} channels, the codec {codec.n_channels}")
-    return from_pmfs(rows, low, median, precision)
+    escape = [max(0.0, 1.0 - row.sum()) for row in rows]
+    return tables_from_pmfs(rows, offset=low, median=median, escape=escape, precision=precision)
 
 
-def from_pmfs(
-    rows: list[np.ndarray],
-    offset: np.ndarray,
-    median: np.ndarray,
+def tables_from_pmfs(
+    pmfs: Sequence[Any],
+    *,
+    offset: Any = 0,
+    median: Any = 0.0,
+    escape: Any = 0.0,
     precision: int = DEFAULT_PRECISION,
 ) -> CdfTables:
-    """Tables from one probability vector per channel, each ending with the escape's.
+    """Tables from one probability vector per channel, of any entropy model.
+
+    Categorical symbols 0 .. n - 1 (the indices of a codebook) need nothing but their probabilities
+    or counts: `tables_from_pmfs([p])` for one channel.
 
     Args:
-      rows: M vectors of at least 2 non-negative numbers; they are normalised here.
-      offset: [M] smallest symbol of each.
-      median: [M] centre of the rounding grid.
+      pmfs: M vectors of at least 1 non-negative number; with the escape's they are normalised here.
+      offset: the smallest symbol of each channel, [M] or one for all.
+      median: the centre of the rounding grid, [M] or one for all.
+      escape: the weight of all symbols outside the table, [M] or one for all. It gets the smallest
+        frequency, 1 of 2^precision, at least: any 32-bit integer can be coded with any table.
       precision: bits of the frequencies.
+
+    Raises:
+      ValueError: a vector is empty, not finite, negative, all zero, or too long for the precision.
     """
+    count = len(pmfs)
+    escape = np.broadcast_to(np.asarray(escape, np.float64), count)
+    rows = [np.append(np.asarray(p, np.float64), e) for p, e in zip(pmfs, escape, strict=True)]
     length = np.asarray([len(row) - 1 for row in rows], np.int32)
-    cdf = np.full((len(rows), int(length.max()) + 2), 1 << precision, np.uint32)
+    if not count or length.min() < 1:
+        raise ValueError("every channel needs at least one probability")
+    cdf = np.full((count, int(length.max()) + 2), 1 << precision, np.uint32)
     cdf[:, 0] = 0
     for m, row in enumerate(rows):
         cdf[m, 1 : len(row) + 1] = np.cumsum(quantise_pmf(row, precision))
-    offset, median = np.asarray(offset, np.int32), np.asarray(median, np.float32)
-    return CdfTables(precision, median, offset, length, cdf)
+    offsets = np.broadcast_to(np.asarray(offset, np.int32), count).copy()
+    medians = np.broadcast_to(np.asarray(median, np.float32), count).copy()
+    return CdfTables(precision, medians, offsets, length, cdf)
 
 
 def quantise_pmf(pmf: np.ndarray, precision: int) -> np.ndarray:
@@ -215,7 +237,10 @@ def quantise_pmf(pmf: np.ndarray, precision: int) -> np.ndarray:
     total = 1 << precision
     if len(pmf) > total:
         raise ValueError(f"{len(pmf)} symbols need more than {precision} bits of precision")
-    p = np.maximum(np.asarray(pmf, np.float64), 1e-12)
+    p = np.asarray(pmf, np.float64)
+    if not np.isfinite(p).all() or (p < 0).any() or not p.sum() > 0:
+        raise ValueError("probabilities must be finite, not negative and not all zero")
+    p = np.maximum(p, 1e-12)  # what never occurs still has a length to shorten
     p = p / p.sum()
     f = np.maximum(np.floor(p * total), 1).astype(np.int64)
     gain = [(-_saving(p[i], f[i]), i) for i in range(len(p))]  # best unit to add first
@@ -256,10 +281,6 @@ def _peek(heap: list, f: np.ndarray, p: np.ndarray, shift: int) -> tuple[float, 
     return None
 
 
-def _with_escape(pmf: np.ndarray) -> np.ndarray:
-    return np.append(pmf, max(0.0, 1.0 - pmf.sum()))
-
-
 def _check(tables: CdfTables) -> None:
     """Raises `CorruptStreamError` unless every invariant in the class's description holds."""
     m, top = len(tables.length), 1 << tables.precision
@@ -269,6 +290,9 @@ def _check(tables: CdfTables) -> None:
     ends = tables.cdf[np.arange(m), np.minimum(tables.length + 1, tables.cdf.shape[1] - 1)]
     inside = np.arange(tables.cdf.shape[1] - 1)[None] <= tables.length[:, None]
     rising = np.diff(tables.cdf.astype(np.int64), axis=1) > 0
+    last = tables.offset.astype(np.int64) + tables.length  # stands for the escape while decoding
+    if (last >= 1 << 31).any():
+        raise CorruptStreamError("tables: the largest symbol of a channel does not fit 32 bits")
     valid = (tables.length >= 1).all() and (tables.cdf[:, 0] == 0).all() and (ends == top).all()
     if not valid or not (rising == inside).all() or not np.isfinite(tables.median).all():
         raise CorruptStreamError(

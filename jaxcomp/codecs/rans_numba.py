@@ -1,0 +1,201 @@
+"""The host's fast coder of `rans`: loops compiled by numba, integers only.
+
+Every table entry is packed into one or two 64-bit words, so that a symbol costs one load:
+
+    encode   reciprocal ceil(2^(32+n) / f)            c | f << 32
+    decode   c | f << 16 | symbol << 32
+
+The encoder multiplies by the reciprocal instead of dividing: with x < 2^32 and f < 2^n,
+floor(x ceil(2^(32+n) / f) / 2^(32+n)) = floor(x / f), since the excess of the reciprocal adds less
+than 2^32 2^n / 2^(32+n) / f = 1 / f; and x < f 2^(32-n) keeps the product below 2^64.
+
+The decoder first tries the channel's most probable symbol, which needs no look-up that waits for
+the state; then the symbol at the start of its 1/256 of the range; then it searches upwards.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from jaxcomp.codecs.tables import CdfTables, derived
+
+_BUCKET_BITS = 8
+
+
+def encode(
+    flat: np.ndarray, tables: CdfTables, initial: np.ndarray
+) -> tuple[np.ndarray, np.ndarray, int]:
+    """Codes [N] int32 symbols from initial [K] states: (states, words, number of escapes)."""
+    states, words = initial.astype(np.uint64), np.empty(flat.size, np.uint16)
+    args = (*_encoder_tables(tables), tables.offset, tables.length, tables.precision)
+    position, escapes = compiled(_encode_loop)(flat, *args, states, words)
+    return states.astype(np.uint32), words[position:], escapes
+
+
+def decode(
+    states: np.ndarray, words: np.ndarray, count: int, tables: CdfTables, start: int
+) -> tuple[np.ndarray, np.ndarray, int, int]:
+    """Decodes `count` symbols from [K] uint32 states and uint16 words.
+
+    Returns:
+      ([count] int32 symbols, where offset + length stands for the escape; final states; words
+      needed, more than there are if they do not suffice; number of escapes).
+    """
+    out, x = np.empty(count, np.int32), states.astype(np.uint64)
+    limits = tables.offset + tables.length
+    args = (*_decoder_tables(tables), limits, tables.precision, start == 1 << 16)
+    used, escapes = compiled(_decode_loop)(x, words, *args, out)
+    return out, x.astype(np.uint32), used, escapes
+
+
+def table_bytes(tables: CdfTables) -> int:
+    """Memory of the look-up tables that both directions derive."""
+    return sum(a.nbytes for a in (*_encoder_tables(tables), *_decoder_tables(tables)))
+
+
+@derived
+def _rows(tables: CdfTables) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """All entries in one row, their starts c and widths f; where each channel begins."""
+    inside = np.arange(tables.cdf.shape[1] - 1)[None] <= tables.length[:, None]
+    c = tables.cdf[:, :-1][inside].astype(np.uint64)
+    f = tables.cdf[:, 1:][inside].astype(np.uint64) - c
+    base = np.cumsum(tables.length.astype(np.int64) + 1) - tables.length - 1
+    return c, f, base
+
+
+@derived
+def _encoder_tables(tables: CdfTables) -> tuple[np.ndarray, np.ndarray]:
+    """([entries, 2] uint64, [M] int64 begin of each channel)."""
+    c, f, base = _rows(tables)
+    one = np.uint64(1) << np.uint64(32 + tables.precision)
+    reciprocal = (one + f - np.uint64(1)) // f
+    return np.stack([reciprocal, c | f << np.uint64(32)], 1), base
+
+
+@derived
+def _decoder_tables(tables: CdfTables) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """(entries, [M, 2^b] entry at each bucket's begin, its index, [M] likeliest entry)."""
+    c, f, base = _rows(tables)
+    n, m = tables.precision, np.arange(tables.channels)
+    bits = min(_BUCKET_BITS, n)
+    channel = np.repeat(m, tables.length + 1)
+    symbol = np.arange(len(c)) - base[channel] + tables.offset[channel]
+    entries = c | f << np.uint64(16) | symbol.astype(np.uint64) << np.uint64(32)
+    starts = (m[:, None] << n) + (np.arange(1 << bits) << (n - bits))
+    at = np.searchsorted((channel << n) + c.astype(np.int64), starts.ravel(), side="right") - 1
+    # The escape is never tried first: it is counted where the search finds it.
+    rank = np.where(symbol < (tables.offset + tables.length)[channel], f, 0)
+    order = np.lexsort((rank, channel))
+    likeliest = entries[order[base + tables.length]]
+    return entries, entries[at], at.astype(np.uint32), likeliest
+
+
+def _encode_loop(flat, entries, base, offset, length, precision, states, words):
+    """Fills `states` and `words` (from the back); returns (first word, number of escapes)."""
+    n, one = np.uint64(precision), np.uint64(1)
+    up, down, top = np.uint64(32) - n, np.uint64(32) + n, one << n
+    low16, low32, sixteen = np.uint64(0xFFFF), np.uint64(0xFFFFFFFF), np.uint64(16)
+    last_lane, last = np.uint64(len(states) - 1), np.uint64(len(offset) - 1)
+    position, escapes = np.uint64(len(words)), 0
+    i, m = np.uint64(flat.size), last
+    while i > np.uint64(0):
+        i -= one
+        k = np.uint64(np.int64(flat[i]) - np.int64(offset[m]))  # below the table: huge
+        if k >= np.uint64(length[m]):
+            k = np.uint64(length[m])
+            escapes += 1
+        entry = np.uint64(base[m]) + k
+        reciprocal, both = entries[entry, np.uint64(0)], entries[entry, one]
+        f = both >> np.uint64(32)
+        x = states[i & last_lane]
+        if x >= f << up:
+            position -= one
+            words[position] = x & low16
+            x = x >> sixteen
+        q = (x * reciprocal) >> down
+        states[i & last_lane] = x + (both & low32) + q * (top - f)  # (q << n) + (x - q f) + c
+        m = m - one if m > np.uint64(0) else last
+    return np.int64(position), escapes
+
+
+def _decode_loop(states, words, entries, buckets, at, likeliest, limits, precision, strict, out):
+    """Fills `out`, returns (words needed, number of escapes).
+
+    With `strict` a state below 2^16 needs a word; without, the last symbols decode below it.
+    """
+    n, one, sixteen = np.uint64(precision), np.uint64(1), np.uint64(16)
+    mask, low16 = (one << n) - one, np.uint64(0xFFFF)
+    bits = np.uint64(min(8, precision))
+    shift, last_lane = n - bits, np.uint64(len(states) - 1)
+    used, have, channels = np.uint64(0), np.uint64(len(words)), np.uint64(len(limits))
+    escapes, m, i, count = 0, np.uint64(0), np.uint64(0), np.uint64(len(out))
+    x, several = states[np.uint64(0)], len(states) > 1  # the state of a single lane stays in x
+    while i < count:
+        if several:
+            x = states[i & last_lane]
+        slot = x & mask
+        e = likeliest[m]
+        f = (e >> sixteen) & low16
+        rest = slot - (e & low16)
+        if rest >= f:
+            bucket = (m << bits) | (slot >> shift)
+            e = buckets[bucket]
+            f = (e >> sixteen) & low16
+            rest = slot - (e & low16)
+            if rest >= f:
+                k = np.uint64(at[bucket])
+                while rest >= f:
+                    k += one
+                    e = entries[k]
+                    f = (e >> sixteen) & low16
+                    rest = slot - (e & low16)
+            escapes += np.int64(e) >> 32 == np.int64(limits[m])
+        x = f * (x >> n) + rest
+        if x <= low16:
+            if used < have:
+                x = (x << sixteen) | np.uint64(words[used])
+                used += one
+            elif strict:
+                return np.int64(have) + 1, escapes
+        if several:
+            states[i & last_lane] = x
+        out[i] = np.int64(e) >> 32
+        i += one
+        m += one
+        if m == channels:
+            m = np.uint64(0)
+    if not several:
+        states[np.uint64(0)] = x
+    return np.int64(used), escapes
+
+
+def _signature(loop: Callable) -> Any:
+    import numba
+
+    def view(dtype: Any, rank: int = 1) -> Any:
+        # Inputs may be read-only: jax and frombuffer give such arrays.
+        return numba.types.Array(dtype, rank, "C", readonly=True)
+
+    i32, i64, u16, u64 = numba.int32, numba.int64, numba.uint16, numba.uint64
+    if loop is _encode_loop:
+        tables = (view(u64, 2), view(i64), view(i32), view(i32), i64)
+        return (view(i32), *tables, u64[::1], u16[::1])
+    lookups = (view(u64), view(u64), view(numba.uint32), view(u64), view(i32), i64)
+    return (u64[::1], view(u16), *lookups, numba.boolean, i32[::1])
+
+
+@functools.cache
+def compiled(loop: Callable) -> Callable:
+    """A loop as machine code: compiled on first use, kept on disk where that is possible."""
+    import numba
+
+    signature = _signature(loop)
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+    try:
+        return numba.njit(signature, cache=True, **options)(loop)
+    except (RuntimeError, OSError):  # no directory to keep it in, or a read-only one
+        return numba.njit(signature, **options)(loop)
