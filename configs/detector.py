@@ -61,6 +61,13 @@ KITTI_MODEL = {
 }
 
 
+START = {
+    "pretrained": "",  # .pth, .safetensors, detector.npz or a run directory
+    "frozen_stages": 0,  # of the body: 1 the stem, 2 with the first stage, ..., 5 all of it
+    "freeze_norm": False,  # True: batch normalisation keeps its statistics
+}
+
+
 def get_config(arg_string: str = ""):
     """The config of a profile."""
     args = parse_args(arg_string, profile=("embedded", "kitti"))
@@ -68,8 +75,9 @@ def get_config(arg_string: str = ""):
     sampling = {"anchors": 256, "regions": 512} if kitti else {"anchors": 128, "regions": 64}
     config = base_config(
         classes=CLASSES[:2] if kitti else CLASSES,
-        model=KITTI_MODEL if kitti else EMBEDDED_MODEL,
+        model=(KITTI_MODEL if kitti else EMBEDDED_MODEL) | START,
         sampling=sampling,
+        evaluation={"pictures": 8, "pictures_every": 0},
     )
     config.task = "detect"
     config.profile = args.profile
@@ -81,8 +89,10 @@ def get_config(arg_string: str = ""):
     training.weight_decay = 1e-4
     training.early_stopping.patience = 0
     if kitti:
-        config.data.update(name="kitti", dir="", train_size=6000, height=384, width=1280)
-        config.data.val_size = 1481
+        # 800 and 1333 are torchvision's; every KITTI frame then fits 416 x 1344.
+        config.data.update(name="kitti", dir="", train_size=0, val_size=0)
+        config.data.update(resize="shortest", height=416, width=1344, max_boxes=64)
+        config.evaluation.pictures_every = 1
         training.update(optimiser="sgd", batch_size=16, epochs=20, learning_rate=0.002)
         training.update(accumulation=2, clip_norm=0.0)
         training.lr_schedule.update(name="warmup_cosine", warmup_epochs=2, min_lr=1e-6)

@@ -28,7 +28,8 @@ def get_config(arg_string: str = ""):
     training = config.training
     training.rate_weight = 1e-3
     if kitti:
-        config.data.update(name="kitti", train_size=6000, val_size=1481, height=384, width=1280)
+        config.data.update(name="kitti", train_size=0, val_size=0, max_boxes=64)
+        config.data.update(resize="stretch", height=384, width=1280)
         config.model.update(in_channels=256, n_hidden=128, n_channels=192, stages=4)
         training.update(batch_size=8, epochs=100, learning_rate=5e-5, weight_decay=1e-4)
         training.lr_schedule.update(patience=8)

@@ -159,6 +159,8 @@ def _decompress(args: argparse.Namespace, *_: Any) -> None:
 
 def _detect(args: argparse.Namespace, *_: Any) -> None:
     from jaxcomp import loaders
+    from jaxcomp.data.images import read_image
+    from jaxcomp.evaluate.pictures import draw_detections
 
     if args.stream and not args.codec:
         raise DataError("--stream needs --codec, the model that made it")
@@ -186,24 +188,9 @@ def _detect(args: argparse.Namespace, *_: Any) -> None:
     if args.out:
         atomic_write(args.out, json.dumps(rows, indent=2) + "\n")
         picture = Path(args.out).with_name(f"{Path(args.out).stem}_detections.png")
-        _draw(args.image, rows, _output(picture, args))
-
-
-def _draw(image: str, rows: list[dict[str, Any]], out: Path) -> None:
-    import io
-
-    from PIL import Image, ImageDraw
-
-    from jaxcomp.data.images import read_image
-
-    picture = Image.fromarray(read_image(image))
-    draw = ImageDraw.Draw(picture)
-    for row in rows:
-        draw.rectangle(row["box"], outline=(255, 64, 64), width=2)
-        draw.text(row["box"][:2], f"{row['label']} {row['score']:.2f}", fill=(255, 255, 0))
-    buffer = io.BytesIO()
-    picture.save(buffer, "PNG")
-    atomic_write(out, buffer.getvalue())
+        found = [(row["label"], row["score"], row["box"]) for row in rows]
+        drawn = draw_detections(read_image(args.image), found)
+        atomic_write(_output(picture, args), drawn)
 
 
 def _report(args: argparse.Namespace, *_: Any) -> None:

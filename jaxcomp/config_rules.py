@@ -174,7 +174,10 @@ _EXTRAS: Mapping[str, tuple[type, float, float, bool]] = {
     "sampling.anchor_negative_iou": (float, 0, 1, True),
     "sampling.region_iou": (float, 0, 1, True),
     "sampling.region_positive_share": (float, 0, 1, True),
+    "model.frozen_stages": (int, 0, 5, True),
+    "model.freeze_norm": (bool, 0, 1, True),
     "evaluation.pictures": (int, 0, math.inf, True),
+    "evaluation.pictures_every": (int, 0, math.inf, True),
 }
 
 

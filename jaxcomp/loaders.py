@@ -24,14 +24,18 @@ from jaxcomp import checkpoint, codecs
 from jaxcomp.codecs import bitstream
 from jaxcomp.codecs.factorised import FactorisedCodec
 from jaxcomp.codecs.tables import CdfTables
-from jaxcomp.data.images import fit_image, read_image
+from jaxcomp.data.images import check_image, fit_image, read_image
+from jaxcomp.data.resize import canvas_size, shortest_size
 from jaxcomp.errors import BitstreamError, CheckpointError, ShapeError, TableMismatchError
 from jaxcomp.models.faster_rcnn import SIZE_MULTIPLE, FasterRCNN
 from jaxcomp.models.fpn import LEVELS
+from jaxcomp.models.transform import Frames, network_input
+from jaxcomp.ops.compiling import inference_options
 from jaxcomp.tasks.detect import detector_config
 
 SHIPPED_DETECTOR = "detector_scenes.npz"
 DETECTOR_FILE, CODEC_FILE = "detector.npz", "codec.npz"
+PIXEL_BUCKET = 128  # images are padded to multiples of it before they are resized
 
 
 def find_file(path: str | os.PathLike[str], name: str) -> Path:
@@ -55,21 +59,28 @@ def find_file(path: str | os.PathLike[str], name: str) -> Path:
     return files[-1]
 
 
-def load_detector(path: str | os.PathLike[str] | None = None) -> Detector:
+def load_detector(
+    path: str | os.PathLike[str] | None = None, *, bucket: int = SIZE_MULTIPLE
+) -> Detector:
     """A detector from weights; without a path the small one that ships with the package.
 
     Args:
       path: `detector.npz`, a run directory of `configs/detector.py`, or a pattern.
+      bucket: detectors that keep the aspect of images pad them to multiples of this, itself a
+        multiple of 32. 32 gives torchvision's numbers; a larger one compiles for fewer shapes.
 
     Raises:
       CheckpointError: the file is missing, truncated or not a detector.
+      ShapeError: `bucket` is not a multiple of 32.
     """
+    if bucket < 1 or bucket % SIZE_MULTIPLE:
+        raise ShapeError(f"bucket={bucket} is not a positive multiple of {SIZE_MULTIPLE}")
     if not path:
         with importlib.resources.as_file(
             importlib.resources.files("jaxcomp") / "weights" / SHIPPED_DETECTOR
         ) as shipped:
-            return _read_detector(Path(shipped))
-    return _read_detector(find_file(path, DETECTOR_FILE))
+            return _read_detector(Path(shipped), bucket)
+    return _read_detector(find_file(path, DETECTOR_FILE), bucket)
 
 
 def _read_kind(path: Path, kind: str) -> tuple[Any, dict[str, Any]]:
@@ -90,7 +101,7 @@ def _complete(path: Path, kind: str) -> Iterator[None]:
         raise CheckpointError(f"{str(path)!r} is not a complete {kind} ({error!r})") from error
 
 
-def _read_detector(path: Path) -> Detector:
+def _read_detector(path: Path, bucket: int) -> Detector:
     tree, meta = _read_kind(path, "detector")
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
     with _complete(path, "detector"):
@@ -105,7 +116,7 @@ def _read_detector(path: Path) -> Detector:
     checkpoint.check_same(
         checkpoint.leaves_by_path(variables), checkpoint.leaves_by_path(wanted), path
     )
-    return Detector(model, variables, meta)
+    return Detector(model, variables, meta, bucket)
 
 
 class Detector:
@@ -118,24 +129,40 @@ class Detector:
       digest: SHA-256 of the variables.
     """
 
-    def __init__(self, model: FasterRCNN, variables: Any, meta: Mapping[str, Any]):
+    def __init__(
+        self,
+        model: FasterRCNN,
+        variables: Any,
+        meta: Mapping[str, Any],
+        bucket: int = SIZE_MULTIPLE,
+    ):
         """Wraps a network; use `load_detector` to read one."""
         self.model = model
         self.variables = variables
         self.meta = dict(meta)
+        self.bucket = bucket
         self.classes = tuple(meta["classes"])
         self.digest = str(meta.get("digest") or checkpoint.tree_digest(variables))
-        self._head = jax.jit(functools.partial(model.apply, method="features"))
-        self._tail = jax.jit(functools.partial(model.apply, method="detect"))
+        # Three programs, so that another size of photo does not compile the network again.
+        self._input = jax.jit(network_input)
+        options = inference_options()
+        self._head, self._tail = (
+            jax.jit(functools.partial(model.apply, method=name), compiler_options=options)
+            for name in ("pyramid", "detect")
+        )
 
-    def prepare(self, image: Any) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def compilations(self) -> int:
+        """How often the network itself was compiled: once a half and shape."""
+        return self._head._cache_size() + self._tail._cache_size()
+
+    def prepare(self, image: Any) -> tuple[Frames | np.ndarray, dict[str, np.ndarray]]:
         """Brings any image to the network's size.
 
         Args:
           image: a path, or uint8 RGB [H, W, 3].
 
         Returns:
-          (uint8 [1, height, width, 3], meta), where meta {"image_size", "scale",
+          (input for `get_fpn_features`, meta), where meta {"image_size", "scale",
           "original_size"}, each [1, 2] (height, width), takes boxes back to the original.
 
         Raises:
@@ -143,30 +170,52 @@ class Detector:
         """
         if isinstance(image, str | os.PathLike):
             image = read_image(image)
-        fitted, fit = fit_image(np.asarray(image), self.meta["height"], self.meta["width"])
+        if self.meta.get("resize", "none") == "none":
+            return self._fit(np.asarray(image))
+        return self._frames(check_image(image))
+
+    def _fit(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+        """Networks of one size see the image shrunk or grown into it."""
+        fitted, fit = fit_image(image, self.meta["height"], self.meta["width"])
         original = np.asarray([[fit.height, fit.width]], np.float32)
         scale = np.full((1, 2), fit.scale, np.float32)
-        return fitted[None], {
-            "image_size": np.minimum(np.round(original * scale), fitted.shape[:2]),
-            "scale": scale,
-            "original_size": original,
-        }
+        size = np.minimum(np.round(original * scale), fitted.shape[:2])
+        return fitted[None], {"image_size": size, "scale": scale, "original_size": original}
+
+    def _frames(self, image: np.ndarray) -> tuple[Frames, dict[str, np.ndarray]]:
+        """The image as it is, with the size that the network's rule gives it."""
+        native = image.shape[:2]
+        size = self._network_size(*native)
+        room = canvas_size(*native, PIXEL_BUCKET)
+        pixels = np.zeros((1, *room, 3), np.uint8)
+        pixels[0, : native[0], : native[1]] = image
+        original, new = (np.asarray([x], np.float32) for x in (native, size))
+        frames = Frames(pixels, original, new, canvas_size(*size, self.bucket))
+        return frames, {"image_size": new, "scale": new / original, "original_size": original}
+
+    def _network_size(self, height: int, width: int) -> tuple[int, int]:
+        if self.meta["resize"] == "stretch":
+            return self.meta["height"], self.meta["width"]
+        return shortest_size(height, width, self.meta["min_side"], self.meta["max_side"])
 
     def get_fpn_features(self, image: Any) -> dict[str, jax.Array]:
         """The pyramid {"p2", ..., "p6"}, each [B, H_l, W_l, C] float32.
 
         Args:
-          image: a path or one uint8 image [H, W, 3] of any size (see `prepare`), or a batch
-            [B, H, W, 3] whose sides are multiples of 32, which is taken as it is.
+          image: a path or one uint8 image [H, W, 3] of any size (see `prepare`), what `prepare`
+            gives, or a batch [B, H, W, 3] whose sides are multiples of 32, taken as it is.
         """
-        if isinstance(image, str | os.PathLike) or np.ndim(image) == 3:
+        if isinstance(image, str | os.PathLike) or (
+            not isinstance(image, Frames) and np.ndim(image) == 3
+        ):
             image, _ = self.prepare(image)
-        if np.ndim(image) != 4 or any(n % SIZE_MULTIPLE for n in np.shape(image)[1:3]):
+        shape = (0, *image.canvas, 3) if isinstance(image, Frames) else np.shape(image)
+        if len(shape) != 4 or any(n % SIZE_MULTIPLE for n in shape[1:3]):
             raise ShapeError(
-                f"images have shape {np.shape(image)}; a batch [B, H, W, 3] with sides that are "
+                f"images have shape {shape}; a batch [B, H, W, 3] with sides that are "
                 f"multiples of {SIZE_MULTIPLE} is needed (see Detector.prepare)"
             )
-        return self._head(self.variables, image)
+        return self.head(image)
 
     def detect_from_features(
         self, features: Mapping[str, Any], meta: Mapping[str, Any] | None = None
@@ -217,12 +266,12 @@ class Detector:
 
     def detect(self, image: Any) -> dict[str, np.ndarray]:
         """Detections of one image of any size (path or uint8 [H, W, 3]), in its own pixels."""
-        fitted, meta = self.prepare(image)
-        return self.detect_from_features(self.get_fpn_features(fitted), meta)
+        prepared, meta = self.prepare(image)
+        return self.detect_from_features(self.get_fpn_features(prepared), meta)
 
-    def head(self, image: Any) -> dict[str, jax.Array]:
+    def head(self, images: Frames | Any) -> dict[str, jax.Array]:
         """The pyramid of a batch, unchecked: the hot path of training and evaluation."""
-        return self._head(self.variables, image)
+        return self._head(self.variables, self._input(images))
 
     def tail(self, features: Mapping[str, Any], image_size: Any) -> dict[str, jax.Array]:
         """Detections in network pixels, unchecked."""

@@ -25,7 +25,7 @@ def test_full_size_detector_has_the_documented_parameters(capsys):
     assert got["parameters"]["body"] == 23_508_032
     assert got["parameters"]["fpn"] == 3_346_432
     assert got["parameters"]["rpn"] == 1_184_015
-    assert got["features"]["p6"] == [6, 20, 256]
+    assert got["features"]["p6"] == [7, 21, 256]
 
 
 def test_full_size_codec_has_the_documented_parameters(capsys):

@@ -36,7 +36,7 @@ def batch(size=(64, 96), count=2):
 
 @pytest.fixture(scope="module")
 def trained():
-    task = DetectTask(FasterRCNN(SMALL), SamplingConfig(anchors=32, regions=16))
+    task = DetectTask(FasterRCNN(SMALL), SamplingConfig(anchors=32, regions=16), (64, 96))
     params, stats, _ = task.init(jax.random.key(0), batch())
     return task, params, stats
 
@@ -60,7 +60,7 @@ def test_tail_of_head_is_the_model(trained):
     variables = {"params": params, **stats}
     data = batch()
     size = image_sizes(data)
-    model = jax.jit(task.detect)(variables, data["image"], size)
+    model = jax.jit(task.model.apply)(variables, data["image"], size)
     features = task.model.apply(variables, data["image"], method="features")
     split = jax.jit(functools.partial(task.model.apply, method="detect"))(variables, features, size)
     for name in model:
@@ -98,7 +98,7 @@ def test_detections_are_sorted_inside_the_image_and_padded(trained):
     task, params, stats = trained
     data = batch()
     size = jnp.array([[50.0, 70.0], [64.0, 96.0]])
-    out = jax.jit(task.detect)({"params": params, **stats}, data["image"], size)
+    out = jax.jit(task.model.apply)({"params": params, **stats}, data["image"], size)
     assert out["boxes"].shape == (2, 10, 4)
     assert (np.diff(out["scores"], axis=1) <= 0).all()
     assert (out["boxes"][0, :, 2] <= 70).all() and (out["boxes"][0, :, 3] <= 50).all()

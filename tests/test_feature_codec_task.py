@@ -90,8 +90,8 @@ def test_validation_sums_leave_padding_out():
 
 
 def test_head_is_used_without_features_and_gets_no_gradient():
-    def head(frozen, image):
-        return image.astype(jnp.float32) * frozen["gain"]
+    def head(frozen, batch):
+        return batch["image"].astype(jnp.float32) * frozen["gain"]
 
     frozen = {"gain": jnp.ones((1, 1, 1, 6))}
     images = {"image": features(), "mask": np.ones(3, "f4")}

@@ -24,7 +24,8 @@ def batches():
         }
 
 
-def head(image):
+def head(batch):
+    image = batch["image"]
     return {"p2": image[:, ::4, ::4].astype("f4"), "p3": image[:, ::8, ::8].astype("f4")}
 
 

@@ -61,6 +61,20 @@ def to_rgb(image: Image.Image) -> np.ndarray:
     return np.array(image.convert("RGB"))
 
 
+def check_image(image: np.ndarray) -> np.ndarray:
+    """The image, if it is uint8 [H, W, 3] with at least one pixel.
+
+    Raises:
+      DataError: it is something else.
+    """
+    image = np.asarray(image)
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
+        raise DataError(
+            f"image of shape {image.shape} and type {image.dtype}: give uint8 [H, W, 3] RGB"
+        )
+    return image
+
+
 def fit_image(image: np.ndarray, height: int, width: int) -> tuple[np.ndarray, FitMeta]:
     """Resizes (bilinear, aspect kept) to fit and pads with zeros at the bottom and right.
 
@@ -75,11 +89,7 @@ def fit_image(image: np.ndarray, height: int, width: int) -> tuple[np.ndarray, F
     Raises:
       DataError: the image is not uint8 [H, W, 3] with at least one pixel.
     """
-    image = np.asarray(image)
-    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or 0 in image.shape:
-        raise DataError(
-            f"image of shape {image.shape} and type {image.dtype}: give uint8 [H, W, 3] RGB"
-        )
+    image = check_image(image)
     rows, columns = image.shape[:2]
     scale = min(height / rows, width / columns)
     inner = (max(1, min(height, round(rows * scale))), max(1, min(width, round(columns * scale))))

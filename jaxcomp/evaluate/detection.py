@@ -45,11 +45,29 @@ def image_sizes(batch: Mapping[str, np.ndarray]) -> np.ndarray:
     return np.tile(np.asarray([[height, width]], np.float32), (count, 1))
 
 
+def native_factors(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """What takes boxes from the network's pixels to those of the stored image, [B, 1, 4]."""
+    if "native_size" not in batch:
+        return np.ones((len(batch["image"]), 1, 4), np.float32)
+    factor = np.asarray(batch["native_size"], np.float32) / image_sizes(batch)
+    return np.tile(factor[:, ::-1], 2)[:, None]
+
+
+def pixel_sizes(batch: Mapping[str, np.ndarray]) -> np.ndarray:
+    """(height, width) of the images as they are stored, without padding, [B, 2] float32."""
+    return np.asarray(batch.get("native_size", image_sizes(batch)), np.float32)
+
+
 def frames_from_batch(
     detections: Mapping[str, np.ndarray], batch: Mapping[str, np.ndarray]
 ) -> list[Frame]:
-    """Frames of a batch of padded detections and padded ground truth; padding rows are left out."""
+    """Frames of a batch of padded detections and padded ground truth; padding rows are left out.
+
+    Boxes are in pixels of the stored image, whatever size the network saw.
+    """
     frames = []
+    factors = native_factors(batch)
+    found_boxes, truth_boxes = (np.asarray(x["boxes"]) * factors for x in (detections, batch))
     for i in np.flatnonzero(batch["mask"]):
         found, truth, ignore = (
             np.asarray(x, bool)
@@ -57,12 +75,12 @@ def frames_from_batch(
         )
         frames.append(
             Frame(
-                np.asarray(detections["boxes"][i])[found],
+                found_boxes[i][found],
                 np.asarray(detections["scores"][i])[found],
                 np.asarray(detections["labels"][i])[found],
-                np.asarray(batch["boxes"][i])[truth],
+                truth_boxes[i][truth],
                 np.asarray(batch["labels"][i])[truth],
-                np.asarray(batch["boxes"][i])[ignore],
+                truth_boxes[i][ignore],
             )
         )
     return frames

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import io
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw
+
+from jaxcomp.evaluate.detection import native_factors
 
 
 def keep_pictures(
@@ -20,11 +24,18 @@ def keep_pictures(
 
     Args:
       store: name to one entry a frame; grows in place.
-      batch: a detection batch; its image and ground truth ("truth_…") are kept.
+      batch: a detection batch, boxes in the network's pixels; its image and ground truth
+        ("truth_…", in pixels of the image) are kept.
       detections: prefix to padded detections, kept as "prefix_boxes" and so on.
       arrays: further arrays [B, ...], kept under their names.
       limit: frames to hold in all.
     """
+    factors = native_factors(batch)
+    batch = {**batch, "boxes": np.asarray(batch["boxes"]) * factors}
+    detections = {
+        prefix: {**found, "boxes": np.asarray(found["boxes"]) * factors}
+        for prefix, found in detections.items()
+    }
     for row in np.flatnonzero(batch["mask"]):
         if len(store.get("image", ())) >= limit:
             return
@@ -35,3 +46,18 @@ def keep_pictures(
             entry |= {f"{prefix}_{name}": value[row] for name, value in found.items()}
         for name, value in entry.items():
             store.setdefault(name, []).append(value)
+
+
+def draw_detections(image: np.ndarray, found: Sequence[tuple[str, float, Any]]) -> bytes:
+    """A PNG of an image (uint8 [H, W, 3]) with (class name, score, xyxy box) on it."""
+    picture = Image.fromarray(image)
+    draw = ImageDraw.Draw(picture)
+    for name, score, box in found:
+        x1, y1, x2, y2 = (float(v) for v in box)
+        draw.rectangle((x1, y1, max(x1, x2), max(y1, y2)), outline=(255, 64, 64), width=2)
+        label, place = f"{name} {score:.2f}", (x1 + 1, max(y1 - 11, 0))
+        draw.rectangle(draw.textbbox(place, label), fill=(0, 0, 0))
+        draw.text(place, label, fill=(255, 255, 0))
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()

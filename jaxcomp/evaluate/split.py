@@ -21,6 +21,7 @@ from jaxcomp.evaluate.detection import (
     coco_metrics,
     frames_from_batch,
     image_sizes,
+    pixel_sizes,
     voc_metrics,
 )
 from jaxcomp.evaluate.pictures import keep_pictures
@@ -79,7 +80,7 @@ class _Totals:
 
 def evaluate_level(
     *,
-    head: Callable[[Any], Features],
+    head: Callable[[Mapping[str, Any]], Features],
     tail: Callable[[Features, Any], Mapping[str, Any]],
     coder: LevelCoder,
     batches: Iterable[Mapping[str, Any]],
@@ -91,7 +92,7 @@ def evaluate_level(
     """Codes every held-out frame to a file, decodes the file, and detects before and after.
 
     Args:
-      head: images [B, H, W, 3] -> the pyramid.
+      head: a detection batch -> the pyramid.
       tail: (pyramid, image sizes [B, 2]) -> padded detections.
       coder: the codec of one level; the other levels stay as they are.
       batches: held-out detection batches.
@@ -107,10 +108,10 @@ def evaluate_level(
     stale = set(streams.glob("*.jxc"))
     totals = _Totals()
     for batch in batches:
-        features = head(batch["image"])
+        features = head(batch)
         original = np.asarray(features[coder.level])
         totals.shape = original.shape[1:]
-        sizes = image_sizes(batch)
+        sizes, pixels = image_sizes(batch), pixel_sizes(batch)
         rows = np.flatnonzero(batch["mask"])
         restored = original.copy()
         bits = np.asarray(coder.ideal_bits(features[coder.level]))
@@ -118,7 +119,7 @@ def evaluate_level(
             path = streams / f"{int(batch['image_id'][row]):06d}.jxc"
             stale.discard(path)
             restored[row] = _code_one(coder, original[row : row + 1], path, totals)
-            _count(totals, coder, original[row], restored[row], bits[row], sizes[row], path)
+            _count(totals, coder, original[row], restored[row], bits[row], pixels[row], path)
         before = _numpy(tail(features, sizes))
         after = _numpy(tail({**features, coder.level: restored}, sizes))
         # The floor: what the other levels achieve alone.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import json
 from collections.abc import Callable
@@ -13,33 +14,122 @@ import numpy as np
 
 from jaxcomp import checkpoint, data
 from jaxcomp import config as config_lib
-from jaxcomp.errors import NonFiniteError
+from jaxcomp.errors import CheckpointError, NonFiniteError
 from jaxcomp.evaluate.detection import (
     coco_metrics,
     frames_from_batch,
     image_sizes,
+    native_factors,
+    pixel_sizes,
     voc_metrics,
 )
-from jaxcomp.evaluate.pictures import keep_pictures
-from jaxcomp.jobs.job import Job, variables_of, write_arrays
+from jaxcomp.evaluate.pictures import draw_detections, keep_pictures
+from jaxcomp.interop.detector_weights import detector_from_torch
+from jaxcomp.interop.torch_weights import read_weights
+from jaxcomp.jobs.job import Job, canvas_of, variables_of, write_arrays
+from jaxcomp.jobs.weights import WRITERS
 from jaxcomp.loaders import DETECTOR_FILE, Detector, load_detector
-from jaxcomp.models.faster_rcnn import FasterRCNN
+from jaxcomp.log import LOG
+from jaxcomp.models.faster_rcnn import DetectorConfig, FasterRCNN
+from jaxcomp.models.transform import frames_of
 from jaxcomp.tasks.detect import DetectTask, detector_config, sampling_config
-from jaxcomp.train import FitResult
+from jaxcomp.train import EpochSummary, FitResult
+from jaxcomp.workdir import atomic_write
 
-PICTURES = 8
+SHOWN_SCORE = 0.3  # weaker detections would cover the picture
+# What decides the parameters' shapes.
+SHAPES = (
+    *("num_classes", "stem_features", "stage_blocks", "stage_features", "bottleneck"),
+    *("fpn_features", "anchor_ratios", "rpn_convs", "pool_size", "box_convs"),
+    *("box_conv_features", "box_fc"),
+)
 
 
 def build(config: Any) -> Job:
     """The job of a `configs/detector.py` config."""
-    task = DetectTask(FasterRCNN(detector_config(config.model)), sampling_config(config.sampling))
+    cfg = detector_config(config.model)
+    task = DetectTask(
+        FasterRCNN(cfg),
+        sampling_config(config.sampling),
+        canvas_of(config),
+        frozen_stages=config.model.get("frozen_stages", 0),
+        initial=initial_variables(config.model.get("pretrained", ""), cfg, config.seed),
+    )
     splits = data.make_splits(config)
     return Job(
         task=task,
         splits=splits,
-        callbacks=(),
+        callbacks=(functools.partial(_write_predictions, config, task, splits),),
         evaluate=functools.partial(_evaluate, config, task, splits),
     )
+
+
+def initial_variables(path: str, cfg: DetectorConfig, seed: int) -> dict[str, Any] | None:
+    """Variables to start from, None for a random start.
+
+    Args:
+      path: empty, torchvision's `.pth` or `.safetensors`, or a `detector.npz`, run directory or
+        pattern of ours. A predictor for other classes is drawn anew.
+      cfg: sizes of the network.
+      seed: of that draw.
+
+    Raises:
+      CheckpointError: the file is missing, broken or of another network.
+    """
+    if not path:
+        return None
+    if Path(path).suffix in WRITERS:
+        weights = read_weights(path)
+        variables, report = detector_from_torch(
+            weights, cfg, replace_head=True, seed=seed, source=repr(path)
+        )
+        LOG.info("Starting from %s: %d tensors.", path, report.tensors)
+        if report.replaced:
+            LOG.info("Its predictor has %d classes: a new one.", report.file_classes)
+        return variables
+    detector = load_detector(path)
+    own = dataclasses.asdict(cfg)
+    wanted = {k: v for k, v in own.items() if k in SHAPES}
+    found = {k: v for k, v in dataclasses.asdict(detector.model.cfg).items() if k in SHAPES}
+    if wanted != found:
+        other = {k: (found[k], wanted[k]) for k in wanted if found[k] != wanted[k]}
+        raise CheckpointError(
+            f"config.model.pretrained={path!r} is a detector of other sizes (file, config): {other}"
+        )
+    LOG.info("Starting from %s.", path)
+    return detector.variables
+
+
+def _write_predictions(config: Any, task: DetectTask, splits: Any, summary: EpochSummary) -> None:
+    """Held-out frames with the detections of this epoch, as pictures."""
+    every = config.evaluation.pictures_every
+    if not every or (summary.epoch % every and summary.epoch != summary.epochs):
+        return
+    batch = next(iter(splits.validation()))
+    variables = variables_of(summary.state.params, summary.state.stats)
+    images = frames_of(batch, task.canvas)
+    found = _detections(task.model, variables, images, image_sizes(batch))
+    boxes = np.asarray(found["boxes"]) * native_factors(batch)
+    folder = summary.workdir / "predictions" / f"epoch_{summary.epoch:03d}"
+    rows = np.flatnonzero(batch["mask"])[: config.evaluation.pictures]
+    for i, row in enumerate(rows):
+        height, width = (int(n) for n in pixel_sizes(batch)[row])
+        picture = draw_detections(
+            batch["image"][row, :height, :width],
+            [
+                (config.classes[label - 1], float(score), box)
+                for box, score, label in zip(
+                    boxes[row], found["scores"][row], found["labels"][row], strict=True
+                )
+                if label > 0 and score >= SHOWN_SCORE
+            ],
+        )
+        atomic_write(folder / f"pred_{i:02d}.png", picture)
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def _detections(model: FasterRCNN, variables: Any, images: Any, sizes: Any) -> dict[str, Any]:
+    return model.apply(variables, images, sizes)
 
 
 def _export(config: Any, variables: Any, path: Path, metrics: dict[str, Any]) -> None:
@@ -59,6 +149,7 @@ def _export(config: Any, variables: Any, path: Path, metrics: dict[str, Any]) ->
         "classes": list(config.classes),
         "height": config.data.height,
         "width": config.data.width,
+        **{name: config.data[name] for name in ("resize", "min_side", "max_side")},
         "data": config.data.name,
         "seed": config.seed,
         "config": json.loads(config_lib.to_json(config)),
@@ -81,7 +172,9 @@ def _evaluate(
     variables = variables_of(result.state.params, result.state.stats)
     _export(config, variables, path, {})
     detector = load_detector(path)
-    metrics, arrays = evaluate_detector(detector, splits.validation(), progress)
+    metrics, arrays = evaluate_detector(
+        detector, splits.validation(), canvas_of(config), progress, config.evaluation.pictures
+    )
     _export(config, variables, path, {k: metrics[k] for k in ("map50", "accuracy")})
     write_arrays(workdir / "evaluation.npz", arrays)
     count = sum(x.size for x in jax.tree.leaves(result.state.params))
@@ -94,9 +187,13 @@ def _evaluate(
 
 
 def evaluate_detector(
-    detector: Detector, batches: Any, progress: Callable[[int], None] = lambda n: None
+    detector: Detector,
+    batches: Any,
+    canvas: tuple[int, int],
+    progress: Callable[[int], None] = lambda n: None,
+    limit: int = 8,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """Accuracy on batches of frames, and pictures for the report.
+    """Accuracy on batches of frames, and pictures of `limit` of them for the report.
 
     Returns:
       ({"map50", "accuracy", "frames"}, arrays named as `evaluate.split` names them).
@@ -104,10 +201,10 @@ def evaluate_detector(
     frames: list = []
     pictures: dict[str, list] = {}
     for batch in batches:
-        features = detector.head(batch["image"])
+        features = detector.head(frames_of(batch, canvas))
         found = {k: np.asarray(v) for k, v in detector.tail(features, image_sizes(batch)).items()}
         frames += frames_from_batch(found, batch)
-        keep_pictures(pictures, batch, {"after": found}, {}, limit=PICTURES)
+        keep_pictures(pictures, batch, {"after": found}, {}, limit=limit)
         progress(len(frames))
     accuracy = voc_metrics(frames, detector.classes)
     metrics = {

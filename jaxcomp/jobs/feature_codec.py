@@ -20,10 +20,11 @@ from jaxcomp.config import split_argv
 from jaxcomp.data.pipeline import array_splits
 from jaxcomp.errors import CheckpointError, NonFiniteError
 from jaxcomp.evaluate.split import LevelCoder, evaluate_level
-from jaxcomp.jobs.job import Job, variables_of, write_arrays
+from jaxcomp.jobs.job import Job, canvas_of, variables_of, write_arrays
 from jaxcomp.loaders import CODEC_FILE, Detector, LevelCodec, load_detector
 from jaxcomp.log import LOG
 from jaxcomp.models.fpn import LEVELS
+from jaxcomp.models.transform import frames_of
 from jaxcomp.tasks.feature_codec import (
     LOSS_CONVENTION,
     FeatureCodecTask,
@@ -50,11 +51,14 @@ def build(config: Any) -> Job:
     else:
         splits = images
         batches = itertools.islice(images.train_once(), STATISTICS_BATCHES)
-        statistics = level_statistics(_features(detector, level, batches))
+        statistics = level_statistics(_features(config, detector, level, batches))
     codec = codec_from_config(config.model)
 
-    def head(variables: Any, image: Any) -> Any:
-        return detector.model.apply(variables, image, method="features")[level]
+    canvas = canvas_of(config)
+
+    def head(variables: Any, batch: Any) -> Any:
+        frames = frames_of(batch, canvas)
+        return detector.model.apply(variables, frames, method="features")[level]
 
     task = FeatureCodecTask(
         codec,
@@ -93,11 +97,11 @@ def _digest_only(detector: Detector) -> dict[str, np.ndarray]:
 
 
 def _features(
-    detector: Detector, level: str, batches: Iterable[Mapping[str, Any]]
+    config: Any, detector: Detector, level: str, batches: Iterable[Mapping[str, Any]]
 ) -> Iterable[np.ndarray]:
     """Features of one level, batch by batch, without padding rows."""
     for batch in batches:
-        x = np.asarray(detector.head(batch["image"])[level])
+        x = np.asarray(detector.head(frames_of(batch, canvas_of(config)))[level])
         if not np.isfinite(x).all():
             raise NonFiniteError(f"the detector's {level!r} features hold NaN or infinity")
         yield x[np.asarray(batch["mask"], bool)]
@@ -107,8 +111,8 @@ def _cached_splits(
     config: Any, detector: Detector, level: str, images: DataSplits
 ) -> tuple[DataSplits, np.ndarray]:
     """The frozen head runs once over the data instead of once an epoch."""
-    training = np.concatenate(list(_features(detector, level, images.train_once())))
-    held_out = np.concatenate(list(_features(detector, level, images.validation())))
+    training = np.concatenate(list(_features(config, detector, level, images.train_once())))
+    held_out = np.concatenate(list(_features(config, detector, level, images.validation())))
     LOG.info(
         "Cached %s features of %d + %d frames: %s each, %.0f MB.",
         *(level, len(training), len(held_out), training.shape[1:]),
@@ -243,7 +247,7 @@ def _evaluate(
     variables = jax.tree.map(jnp.asarray, factorised.refresh_quantiles(variables))
     codec = _export(config, task.codec, variables, detector, workdir / CODEC_FILE)
     metrics, arrays = evaluate_level(
-        head=detector.head,
+        head=lambda batch: detector.head(frames_of(batch, canvas_of(config))),
         tail=detector.tail,
         coder=level_coder(codec),
         batches=images.validation(),

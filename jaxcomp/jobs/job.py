@@ -47,3 +47,8 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def variables_of(params: PyTree, stats: PyTree) -> dict[str, PyTree]:
     """Flax variables from the two halves of a train state."""
     return {"params": params, **stats}
+
+
+def canvas_of(config: Any) -> tuple[int, int]:
+    """(rows, columns) of the network's input."""
+    return config.data.height, config.data.width

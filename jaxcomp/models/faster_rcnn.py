@@ -165,9 +165,12 @@ class FasterRCNN(nn.Module):
 
         `Frames` are resized first, to a canvas whose sides are multiples of 32.
         """
+        return self.pyramid(network_input(image), train)
+
+    def pyramid(self, x: Array, train: bool = False) -> Features:
+        """P2..P6 [B, H_l, W_l, C] float32 of a normalised image [B, H, W, 3]."""
         train = train and not self.cfg.freeze_norm
-        x = network_input(image).astype(self.cfg.dtype)
-        pyramid = self.fpn(self.body(x, train), train)
+        pyramid = self.fpn(self.body(x.astype(self.cfg.dtype), train), train)
         return {name: value.astype(jnp.float32) for name, value in pyramid.items()}
 
     def propose(self, features: Features, image_size: Array, count: int, train: bool = False):

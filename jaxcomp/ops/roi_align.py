@@ -22,7 +22,7 @@ def assign_level(
 
 
 def _axis_taps(start: Array, length: Array, bins: int, ratio: int, limit: Array):
-    """What one axis of a bin is averaged from: [R] starts -> indices and weights [R, bins, 2 ratio].
+    """What an axis of a bin is averaged from: [R] starts -> index and weight [R, bins, 2 ratio].
 
     `ratio` samples a bin, each between two neighbours. Samples further than one pixel outside the
     map count as zero, nearer ones are clamped to it.

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from jaxcomp.evaluate.detection import image_sizes
 from jaxcomp.models.faster_rcnn import DetectorConfig, FasterRCNN
+from jaxcomp.models.transform import frames_of
 from jaxcomp.tasks.detection_loss import SamplingConfig, detection_losses
 from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree
 
@@ -32,17 +33,42 @@ def sampling_config(config: Any) -> SamplingConfig:
 class DetectTask:
     """Faster R-CNN on a detection data set; batch statistics live in `stats`."""
 
-    def __init__(self, model: FasterRCNN, sampling: SamplingConfig):
-        """Keeps the network and the sampling; both are plain configuration."""
+    def __init__(
+        self,
+        model: FasterRCNN,
+        sampling: SamplingConfig,
+        canvas: tuple[int, int],
+        *,
+        frozen_stages: int = 0,
+        initial: Mapping[str, PyTree] | None = None,
+    ):
+        """Describes the task.
+
+        Args:
+          model: the network.
+          sampling: of the losses.
+          canvas: (rows, columns) of the network's input, for batches of native images.
+          frozen_stages: parts of the body whose parameters never move: 1 the stem, 2 with the
+            first stage, up to 5, the whole body.
+          initial: variables to start from; random ones without.
+        """
         self.model = model
         self.sampling = sampling
+        self.canvas = canvas
+        self.frozen_stages = frozen_stages
+        self.initial = initial
 
     def init(self, rng: Array, batch: Batch) -> tuple[PyTree, PyTree, PyTree]:
-        """Random parameters; nothing is frozen."""
-        image = jnp.asarray(batch["image"][:1])
-        size = image_sizes(batch)[:1]
-        variables = jax.jit(functools.partial(self.model.init, train=True))(rng, image, size)
-        return variables["params"], {"batch_stats": variables["batch_stats"]}, {}
+        """Random parameters, or the given ones; nothing travels beside the state."""
+        variables = self.initial
+        if variables is None:
+            image = frames_of({k: v[:1] for k, v in batch.items()}, self.canvas)
+            size = image_sizes(batch)[:1]
+            make = jax.jit(functools.partial(self.model.init, train=True))
+            variables = make(rng, jax.tree.map(jnp.asarray, image), size)
+        # Copies: the trainer donates its state.
+        own = jax.tree.map(jnp.array, dict(variables))
+        return own["params"], {"batch_stats": own["batch_stats"]}, {}
 
     def _losses(self, variables: PyTree, batch: Batch, rng: Array, train: bool):
         """Losses, and the batch statistics after the head and the tail have run."""
@@ -61,7 +87,7 @@ class DetectTask:
             updates.update({k: v for k, v in new["batch_stats"].items() if k in own})
             return out
 
-        features = apply("features", batch["image"])
+        features = apply("features", frames_of(batch, self.canvas))
         losses = detection_losses(
             apply,
             {**batch, "features": features},
@@ -96,9 +122,10 @@ class DetectTask:
         return stats
 
     def update_mask(self, params: PyTree, step: Array) -> PyTree | None:
-        """Everything trains."""
-        del params, step
-
-    def detect(self, variables: Mapping[str, PyTree], image: Array, image_size: Array):
-        """Whole network on a batch, see `FasterRCNN.detect`."""
-        return self.model.apply(variables, image, image_size)
+        """0 for the frozen parts of the body, 1 for the rest; None where everything trains."""
+        del step
+        if not self.frozen_stages:
+            return None
+        stages = ("stem", *(f"stage{i}_" for i in range(1, 5)))[: self.frozen_stages]
+        body = {name: 0.0 if name.startswith(stages) else 1.0 for name in params["body"]}
+        return {name: body if name == "body" else 1.0 for name in params}

@@ -79,7 +79,7 @@ class FeatureCodecTask:
         statistics: Mapping[str, np.ndarray],
         *,
         level: int = 0,
-        head: Callable[[PyTree, Array], Array] | None = None,
+        head: Callable[[PyTree, Batch], Array] | None = None,
         frozen: PyTree = None,
     ):
         """Describes the task.
@@ -89,7 +89,7 @@ class FeatureCodecTask:
           rate_weight: of bits per feature position, beside the mean squared error.
           statistics: see `level_statistics`.
           level: 0 for P2; names the level's metrics in the log.
-          head: `head(frozen, image) -> [B, H, W, C]`, used when a batch has no "features".
+          head: `head(frozen, batch) -> [B, H, W, C]`, used when a batch has no "features".
           frozen: the variables of `head`; never trained nor saved.
         """
         self.codec = codec
@@ -116,7 +116,7 @@ class FeatureCodecTask:
         if "features" in batch:
             return jnp.asarray(batch["features"], jnp.float32)
         assert self.head is not None
-        return jax.lax.stop_gradient(self.head(frozen, batch["image"]))
+        return jax.lax.stop_gradient(self.head(frozen, batch))
 
     def terms(
         self, variables: PyTree, x: Array, rng: Array | None, train: bool
