@@ -1,0 +1,253 @@
+"""Damaged bytes against everything that reads coded data: `python -m tests.fuzz_bitstream`.
+
+Every truncation, random bit flips and random blobs go into every entry point. Allowed outcomes:
+
+    refused   a `BitstreamError`
+    same      nothing but exact results (for `salvage`: of the chunks that are left)
+    other     another result: only where no checksum stands before the entry point, that is for bare
+              rANS payloads, and for containers whose checksums the attacker made right
+
+Any other exception is a bug and ends the run with its trace. `other` in another row is one too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import time
+from collections.abc import Callable, Iterator
+
+import jax
+import numpy as np
+
+from jaxcomp import codecs
+from jaxcomp.codecs import bitstream, rans
+from jaxcomp.codecs.factorised import FactorisedCodec, refresh_quantiles
+from jaxcomp.errors import BitstreamError
+
+BATCH = 250  # bare payloads that are decoded in one call
+
+
+@dataclasses.dataclass
+class Row:
+    """Outcomes of one kind of damage at one entry point."""
+
+    entry: str
+    damage: str
+    tried: int = 0
+    refused: int = 0
+    same: int = 0
+    other: int = 0
+    slowest: float = 0.0  # seconds
+
+    def count(self, outcomes: list[str], seconds: float) -> None:
+        """Adds the outcomes of cases that took so long together."""
+        self.tried += len(outcomes)
+        for outcome in outcomes:
+            setattr(self, outcome, getattr(self, outcome) + 1)
+        self.slowest = max(self.slowest, seconds / len(outcomes))
+
+    @property
+    def allowed(self) -> bool:
+        """Whether nothing wrong was accepted."""
+        unchecked = self.entry.startswith("payload") or self.damage == "repaired"
+        return self.other == 0 or unchecked
+
+
+@dataclasses.dataclass
+class Target:
+    """A small codec, a file of two levels of it, and bare payloads of both forms."""
+
+    codec: FactorisedCodec
+    variables: dict
+    tables: codecs.CdfTables
+    blob: bytes
+    features: dict
+
+    @classmethod
+    def make(cls) -> Target:
+        """Made anew every time; the same on one machine."""
+        codec = FactorisedCodec(3, 4, 5, stages=1)
+        x = 20 * jax.random.normal(jax.random.key(1), (1, 12, 14, 3))
+        variables = refresh_quantiles(jax.jit(codec.init)(jax.random.key(0), x))
+        tables = codecs.build_tables(codec, variables)
+        named = {"p2": x, "p3": x[:, :5, :6]}
+        blob = codecs.compress(codec, variables, tables, named, {"size": [24, 28]})
+        features = codecs.decompress(codec, variables, tables, blob)
+        return cls(codec, variables, tables, blob, features)
+
+
+def damaged(data: bytes, flips: int, blobs: int, seed: int) -> Iterator[tuple[str, list[bytes]]]:
+    """(kind of damage, the damaged copies)."""
+    rng = np.random.default_rng(seed)
+    yield "truncated", [data[:size] for size in range(len(data))]
+    yield "flipped", [_flipped(data, rng) for _ in range(flips)]
+    # Half of the blobs begin like the real thing, to get past the first check.
+    keep = [int(k) for k in rng.choice([0, 4, 13, 20], blobs)]
+    sizes = rng.integers(0, 2 * len(data), blobs)
+    yield "random", [data[:k] + rng.bytes(int(n)) for k, n in zip(keep, sizes, strict=True)]
+
+
+def fuzz(flips: int, blobs: int, seed: int = 0) -> list[Row]:
+    """Runs everything; see the module's description."""
+    target = Target.make()
+    rows: list[Row] = []
+    for name, data, run in _entries(target):
+        for damage, cases in damaged(data, flips, blobs, seed):
+            row = Row(name, damage)
+            for case in cases:
+                start = time.perf_counter()
+                row.count([_outcome(run, case)], time.perf_counter() - start)
+            rows.append(row)
+    rows += _repaired(target, flips, seed)
+    for backend in rans.BACKENDS:
+        rows += _payloads(target, backend, flips, blobs, seed)
+    return rows
+
+
+def report(rows: list[Row]) -> str:
+    """A table of counts."""
+    head = f"{'entry point':<28}{'damage':<11}{'tried':>7}{'refused':>9}{'same':>6}{'other':>7}"
+    lines = [head + f"{'slowest ms':>12}"]
+    for r in rows:
+        counts = f"{r.tried:>7}{r.refused:>9}{r.same:>6}{r.other:>7}{1e3 * r.slowest:>12.1f}"
+        lines.append(f"{r.entry:<28}{r.damage:<11}{counts}")
+    return "\n".join(lines)
+
+
+def _entries(target: Target) -> Iterator[tuple[str, bytes, Callable[[bytes], bool]]]:
+    """(name, undamaged bytes, reader that says whether the result is the undamaged one)."""
+    tables, blob = target.tables, target.blob
+    whole = bitstream.read(blob)
+
+    def read(data: bytes) -> bool:
+        return bitstream.read(data, channels=tables.channels) == whole
+
+    def salvage(data: bytes) -> bool:
+        found, errors = bitstream.salvage(data, channels=tables.channels)
+        if len(found.streams) < len(whole.streams) or found.meta != whole.meta:
+            assert errors, "something is missing and nothing was said"
+        # What was found must be exact, with the header of the file behind it.
+        return (
+            (found.kind, found.digest) == (whole.kind, whole.digest) or not found.streams
+        ) and all(stream in whole.streams for stream in found.streams)
+
+    def blob_of_tables(data: bytes) -> bool:
+        read_tables = codecs.CdfTables.from_bytes(data)
+        return bitstream.read(blob, digest=read_tables.digest) == whole
+
+    yield "bitstream.read", blob, read
+    yield "bitstream.salvage", blob, salvage
+    yield "CdfTables.from_bytes", tables.to_bytes(), blob_of_tables
+    for backend in rans.BACKENDS:
+
+        def decompress(data: bytes, backend: str = backend) -> bool:
+            out = codecs.decompress(
+                target.codec, target.variables, tables, data, backend=backend, max_symbols=5000
+            )
+            return out.keys() == target.features.keys() and all(
+                np.array_equal(out[k], target.features[k]) for k in out
+            )
+
+        yield f"decompress, {backend}", blob, decompress
+
+
+def _repaired(target: Target, tries: int, seed: int) -> list[Row]:
+    """Flips in the streams with all checksums made right: what an attacker would send."""
+    rng = np.random.default_rng(seed)
+    whole, row = bitstream.read(target.blob), Row("decompress, numba", "repaired")
+    for _ in range(tries):
+        streams = [_mutated(stream, rng) for stream in whole.streams]
+        start = time.perf_counter()
+        row.count([_outcome(lambda s: _decode_repaired(target, s), streams)], 0.0)
+        row.slowest = max(row.slowest, time.perf_counter() - start)
+    return [row]
+
+
+def _decode_repaired(target: Target, streams: list[bitstream.Stream]) -> bool:
+    blob = bitstream.write("factorised", target.tables.digest, streams)
+    tables = target.tables
+    box = bitstream.read(blob, digest=tables.digest, channels=tables.channels, max_symbols=5000)
+    for stream in box.streams:
+        out = codecs.coding.decode_symbols(target.codec, tables, stream)
+        assert out.shape == (*stream.latent_shape, tables.channels)
+        assert out.dtype == np.int32
+    return False
+
+
+def _payloads(target: Target, backend: str, flips: int, blobs: int, seed: int) -> Iterator[Row]:
+    """Bare payloads, with no checksum before them, of the short form and of four lanes."""
+    rng = np.random.default_rng(seed)
+    tables = target.tables
+    symbols = np.round(rng.laplace(size=(8, 8, tables.channels)) * 3).astype(np.int32)
+    symbols[0, 0, 0] = 10**6
+    inside = symbols.clip(tables.offset, tables.offset + tables.length - 1)
+    for wanted, sent in ((None, inside), (4, symbols)):
+        payload, lanes = rans.encode(sent, tables, wanted)
+        for damage, cases in damaged(payload, flips, blobs, seed):
+            row = Row(f"payload, {lanes} lanes, {backend}", damage)
+            for first in range(0, len(cases), BATCH):
+                part, start = cases[first : first + BATCH], time.perf_counter()
+                n = len(part)
+                decoded = rans.decode_each(
+                    part, [sent.size] * n, tables, [lanes] * n, backend=backend
+                )
+                outcomes = [_payload_outcome(out, sent) for out in decoded]
+                row.count(outcomes, time.perf_counter() - start)
+            yield row
+
+
+def _payload_outcome(out: np.ndarray | BitstreamError, sent: np.ndarray) -> str:
+    if isinstance(out, BitstreamError):
+        return "refused"
+    assert out.shape == (sent.size,)
+    assert out.dtype == np.int32
+    return "same" if np.array_equal(out, sent.ravel()) else "other"
+
+
+def _outcome(run: Callable, case: object) -> str:
+    try:
+        return "same" if run(case) else "other"
+    except BitstreamError:
+        return "refused"
+
+
+def _flipped(data: bytes, rng: np.random.Generator) -> bytes:
+    """One bit flipped, or several at once."""
+    out = bytearray(data)
+    for _ in range(int(rng.choice([1, 1, 2, 8]))):
+        out[rng.integers(len(out))] ^= 1 << rng.integers(8)
+    return data[:-1] if bytes(out) == data else bytes(out)
+
+
+def _mutated(stream: bitstream.Stream, rng: np.random.Generator) -> bitstream.Stream:
+    """A stream with one field changed."""
+    change = int(rng.integers(5))
+    size = int(rng.choice([1, 2, 100, 1 << 16, (1 << 35) - 1]))
+    if change == 0:
+        return dataclasses.replace(stream, shape=(size, stream.shape[1]))
+    if change == 1:
+        return dataclasses.replace(stream, stages=int(rng.integers(16)))
+    if change == 2:
+        return dataclasses.replace(stream, lanes=int(rng.choice([0, 1, 2, 8, 64])))
+    if change == 3:
+        return dataclasses.replace(stream, payload=rng.bytes(int(rng.integers(200))))
+    return dataclasses.replace(stream, payload=_flipped(stream.payload, rng))
+
+
+def main() -> None:
+    """Prints the counts; exits 1 if anything wrong was accepted."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--flips", type=int, default=10_000, help="flips per entry point")
+    parser.add_argument("--blobs", type=int, default=10_000, help="random blobs per entry point")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    rows = fuzz(args.flips, args.blobs, args.seed)
+    print(report(rows))
+    raise SystemExit(not all(row.allowed for row in rows))
+
+
+if __name__ == "__main__":
+    main()
