@@ -1,0 +1,23 @@
+"""Loops compiled by numba for the host, on first use and kept on disk."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+
+@functools.cache
+def compiled(loop: Callable, signature: str) -> Callable:
+    """`loop` as machine code for one signature, as "void(f8[:, ::1], i8[::1])".
+
+    Division follows IEEE 754 (by zero: infinity or NaN), indices are not checked. The machine code
+    is kept beside the source where that is possible.
+    """
+    import numba
+
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
+    try:
+        return numba.njit(signature, cache=True, **options)(loop)
+    except (RuntimeError, OSError):  # no directory to keep it in, or a read-only one
+        return numba.njit(signature, **options)(loop)
