@@ -10,7 +10,7 @@ import collections
 import concurrent.futures
 import dataclasses
 import struct
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 from PIL import Image
@@ -49,6 +49,9 @@ class Annotation:
     def name(self) -> str:
         """The frame's name, which is that of its result file."""
         return self.frame.name
+
+
+Scanned = tuple[Annotation | None, Problems]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -144,12 +147,12 @@ def inside(objects: Placed, height: int, width: int) -> tuple[tuple[KittiObject,
     return tuple(kept), problems
 
 
-def scan_object(frames: Sequence[KittiFrame]) -> Iterator[tuple[Annotation | None, Problems]]:
+def scan_object(frames: Sequence[KittiFrame]) -> list[Scanned]:
     """Annotations of object frames with images, in order; None where the frame is unusable."""
-    yield from _in_threads(_scan_object_frame, frames)
+    return _in_threads(_scan_object_frame, frames)
 
 
-def _scan_object_frame(frame: KittiFrame) -> tuple[Annotation | None, Problems]:
+def _scan_object_frame(frame: KittiFrame) -> Scanned:
     if frame.label is None:
         message = f"{frame.image}: no label file {frame.name}.txt in label_2; an empty one means"
         return None, [("frame", f"{message} a frame without objects")]
@@ -160,9 +163,7 @@ def _scan_object_frame(frame: KittiFrame) -> tuple[Annotation | None, Problems]:
     return _annotate(frame, objects, problems)
 
 
-def _annotate(
-    frame: KittiFrame, objects: Placed, problems: Problems
-) -> tuple[Annotation | None, Problems]:
+def _annotate(frame: KittiFrame, objects: Placed, problems: Problems) -> Scanned:
     if frame.sequence and frame.number < 0:
         message = f"{frame.image}: the name is no frame number; tracking labels are by number"
         return None, [*problems, ("frame", message)]
@@ -187,8 +188,9 @@ def labelled_sequences(frames: Sequence[KittiFrame]) -> tuple[list[KittiFrame], 
     return [frame for frame in frames if frame.label is not None], problems
 
 
-def scan_tracking(frames: Sequence[KittiFrame]) -> Iterator[tuple[Annotation | None, Problems]]:
+def scan_tracking(frames: Sequence[KittiFrame]) -> list[Scanned]:
     """The same for labelled tracking frames; the label file of a sequence is read once."""
+    found: list[Scanned] = []
     sequences: dict[str, list[KittiFrame]] = {}
     for frame in frames:
         sequences.setdefault(frame.sequence, []).append(frame)
@@ -198,13 +200,14 @@ def scan_tracking(frames: Sequence[KittiFrame]) -> Iterator[tuple[Annotation | N
         try:
             objects, problems = read_tracking_labels(label)
         except DataError as error:
-            yield None, [("sequence", str(error))]
+            found.append((None, [("sequence", str(error))]))
             continue
-        yield None, problems + _without_image(label, objects, members)
-        yield from _in_threads(
+        found.append((None, problems + _without_image(label, objects, members)))
+        found += _in_threads(
             lambda frame, objects=objects: _annotate(frame, objects.get(frame.number, []), []),
             members,
         )
+    return found
 
 
 def _without_image(label: Path, objects: dict, members: Sequence[KittiFrame]) -> Problems:
@@ -213,6 +216,8 @@ def _without_image(label: Path, objects: dict, members: Sequence[KittiFrame]) ->
     return [("frame", f"{label}: frame {number} has labels but no image") for number in missing]
 
 
-def _in_threads(function: Callable, frames: Sequence[KittiFrame]) -> Iterator:
+def _in_threads(function: Callable, frames: Sequence[KittiFrame]) -> list:
+    # A list: a generator that is dropped half-way would wait for its threads wherever the garbage
+    # is collected, which may be inside the start of another thread, for ever.
     with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-        yield from pool.map(function, frames)
+        return list(pool.map(function, frames))

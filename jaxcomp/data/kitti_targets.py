@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image, ImageEnhance
+from PIL import Image
 
 from jaxcomp.data.kitti_format import KittiObject
 
@@ -101,13 +101,33 @@ def change_image(image: np.ndarray, changes: Changes, row: int) -> np.ndarray:
     """A uint8 [H, W, 3] image after the changes of a row, in the meaning of torchvision's jitter.
 
     Brightness blends with black, contrast with the mean grey, saturation with the image in grey.
+    The first two are one table of 256 values for all channels, which waits until it is needed.
     """
-    enhancers = (ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color)
-    picture = Image.fromarray(image)
+    picture, table = Image.fromarray(image), np.arange(256)
     for place in changes.order[row]:
-        picture = enhancers[place](picture).enhance(float(changes.factors[row, place]))
-    changed = np.asarray(picture)
+        factor = float(changes.factors[row, place])
+        if place == 0:
+            table = _blend(table, 0, factor)
+        elif place == 1:
+            table = _blend(table, _mean_grey(picture, table), factor)
+        else:
+            picture, table = picture.point(table.tolist() * 3), np.arange(256)
+            grey = picture.convert("L").convert("RGB")
+            picture = Image.blend(grey, picture, factor)
+    changed = np.asarray(picture.point(table.tolist() * 3))
     return changed[:, ::-1] if changes.flip[row] else changed
+
+
+def _blend(table: np.ndarray, other: float, factor: float) -> np.ndarray:
+    """`other` and the table in the ratio (1 - factor) : factor, clipped and cut to integers."""
+    return np.clip(factor * table + (1 - factor) * other, 0, 255).astype(np.int64)
+
+
+def _mean_grey(picture: Image.Image, table: np.ndarray) -> int:
+    """Mean of the grey (ITU-R 601) of an RGB picture whose values would go through a table."""
+    counts = np.array(picture.histogram()).reshape(3, 256)
+    weights = np.array([0.299, 0.587, 0.114])
+    return round(float(weights @ (counts @ table)) / counts[0].sum())
 
 
 def flip_boxes(
