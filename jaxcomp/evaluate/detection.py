@@ -40,7 +40,7 @@ class Frame:
 def image_sizes(batch: Mapping[str, np.ndarray]) -> np.ndarray:
     """(height, width) of a batch's images, [B, 2] float32; without "image_size" unpadded ones."""
     if "image_size" in batch:
-        return np.asarray(batch["image_size"], np.float32)
+        return batch["image_size"].astype(np.float32)  # numpy, or traced inside a training step
     count, height, width = batch["image"].shape[:3]
     return np.tile(np.asarray([[height, width]], np.float32), (count, 1))
 

@@ -218,7 +218,8 @@ def _metrics(t: _Totals, coder: LevelCoder, classes: tuple[str, ...]) -> dict[st
         "map50_uncompressed": before["map50"],
         "map50": after["map50"],
         "map50_without_level": without["map50"],
-        "map50_kept": after["map50"] / max(before["map50"], 1e-9),
+        # Of a detector that finds nothing, no share can be kept.
+        "map50_kept": after["map50"] / before["map50"] if before["map50"] else None,
         "accuracy_uncompressed": before | before_coco,
         "accuracy": after | after_coco,
         "encode_ms": float(np.median(t.encode_ms)) if t.encode_ms else 0.0,
