@@ -11,7 +11,7 @@ from typing import Any
 
 from jaxcomp import config as config_lib
 from jaxcomp.errors import DataError, JaxcompError
-from jaxcomp.workdir import atomic_write
+from jaxcomp.workdir import atomic_write, json_text
 
 DESCRIPTION = """\
 Split inference and learned feature compression. Training is `python -m jaxcomp.main --help`.
@@ -56,8 +56,38 @@ def _parser() -> argparse.ArgumentParser:
     report.add_argument("dirs", nargs="+", help="run directories, or folders of runs")
     report.add_argument("--markdown", action="store_true", help="print the table as Markdown")
     report.add_argument("--out", type=Path, help="also write a page that compares them")
+    _kitti_parser(commands)
     _weight_parsers(commands)
     return parser
+
+
+def _kitti_parser(commands: Any) -> None:
+    kitti = commands.add_parser(
+        "kitti-eval",
+        help="KITTI's AP (2-D, BEV, 3-D) and orientation from folders of its text files",
+        description="KITTI's average precision at 40 and 11 recalls for easy, moderate and hard "
+        "objects, in the image (2d), from above (bev) and in 3-D (3d), and the average orientation "
+        "similarity (aos). DIR holds one FRAME.txt for each frame, empty if nothing was detected.",
+    )
+    kitti.add_argument("--labels", required=True, metavar="DIR", help="label_2, the ground truth")
+    kitti.add_argument(
+        "--results", required=True, metavar="DIR", help="detections: a label's columns and a score"
+    )
+    kitti.add_argument(
+        "--classes", default="Car,Pedestrian,Cyclist", help="default: Car,Pedestrian,Cyclist"
+    )
+    kitti.add_argument(
+        "--overlaps", help="as Car=0.5,Cyclist=0.25 (default 0.7 for Car, 0.5 for all others)"
+    )
+    kitti.add_argument(
+        "--frames", metavar="FILE", help="frames to evaluate, one a line, as ImageSets/val.txt"
+    )
+    kitti.add_argument("--json", metavar="FILE", help="also write everything, with the curves")
+    kitti.add_argument(
+        "--bootstrap", type=int, default=0, metavar="N",
+        help="95%% intervals from N resampled sets of frames, say 1000 (default 0: none)",
+    )  # fmt: skip
+    kitti.add_argument("--seed", type=int, default=0, help="of the resampling (default 0)")
 
 
 def _weight_parsers(commands: Any) -> None:
@@ -199,6 +229,24 @@ def _report(args: argparse.Namespace, *_: Any) -> None:
     report.run([Path(d) for d in args.dirs], markdown=args.markdown, out=args.out)
 
 
+def _kitti_eval(args: argparse.Namespace, *_: Any) -> None:
+    from jaxcomp.evaluate.kitti import text_table
+    from jaxcomp.jobs import kitti_eval
+
+    result = kitti_eval.evaluate_folders(
+        args.labels,
+        args.results,
+        args.frames,
+        classes=[name.strip() for name in args.classes.split(",")],
+        overlaps=kitti_eval.parse_overlaps(args.overlaps),
+        bootstrap=args.bootstrap,
+        seed=args.seed,
+    )
+    print(text_table(result), end="")
+    if args.json:
+        atomic_write(args.json, json_text(result))
+
+
 def _import_weights(args: argparse.Namespace, *_: Any) -> None:
     from jaxcomp.jobs import weights
 
@@ -225,6 +273,7 @@ COMMANDS = {
     "decompress": _decompress,
     "detect": _detect,
     "report": _report,
+    "kitti-eval": _kitti_eval,
     "import-weights": _import_weights,
     "export-weights": _export_weights,
 }
