@@ -30,7 +30,7 @@ MAX_PRECISION = 16
 DEFAULT_PRECISION = 15
 MAX_LENGTH = 4096
 _MAGIC, _VERSION = b"JXT", 1
-# Checked before anything is allocated; the coder's lookup tables take 2 KB a channel.
+# Checked before anything is allocated.
 MAX_ENTRIES, MAX_CHANNELS = 1 << 23, 1 << 14
 _HEADER = struct.Struct("<3sBBII")  # magic, version, precision, channels, columns
 
