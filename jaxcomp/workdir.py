@@ -151,6 +151,8 @@ def _plain(value: Any) -> Any:
 def run_name(config: config_lib.ConfigDict, now: datetime.datetime) -> str:
     """The documented name of a run directory."""
     training = config.training
+    if config.task == "detect":
+        return f"run_{training.learning_rate:.6f}_{training.batch_size}"
     return (
         f"run_{now:%Y%m%d_%H%M%S}_lambda_{training.rate_weight:.2e}"
         f"_lr_{training.learning_rate:.2e}_bs_{training.batch_size}"
@@ -175,7 +177,7 @@ def stored_digest(path: Path) -> str | None:
 
 def find_unfinished(parent: Path, digest: str) -> Path | None:
     """The latest `run_*` below `parent` with this config and without `summary.json`."""
-    runs = sorted(parent.glob("run_*"), reverse=True)
+    runs = sorted(parent.glob("run_*"), key=lambda r: (r.stat().st_mtime, r.name), reverse=True)
     fits = (r for r in runs if not (r / "summary.json").exists() and stored_digest(r) == digest)
     return next(fits, None)
 
@@ -237,14 +239,14 @@ def _check_new(path: Path) -> None:
 
 
 def _new_directory(parent: Path, name: str) -> Path:
-    """Makes a directory that nobody else made, numbering runs of the same second."""
+    """Makes a directory that nobody else made, numbering runs of the same name."""
     parent.mkdir(parents=True, exist_ok=True)
     for number in range(1, 1000):
         path = parent / (name if number == 1 else f"{name}_{number}")
         with contextlib.suppress(FileExistsError):
             path.mkdir()
             return path
-    raise CheckpointError(f"{parent} holds 1000 runs of one second; start later.")
+    raise CheckpointError(f"{parent} holds 1000 runs called {name}; remove some.")
 
 
 def _lock(path: Path) -> IO[str]:

@@ -88,6 +88,7 @@ def evaluate_level(
     streams: Path,
     pictures: int = 4,
     progress: Callable[[int], None] = lambda frames: None,
+    observe: Callable[[str, Mapping[str, Any], Mapping[str, Any]], None] = lambda *_: None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Codes every held-out frame to a file, decodes the file, and detects before and after.
 
@@ -100,6 +101,7 @@ def evaluate_level(
       streams: folder of the `.jxc` files, one a frame; made if needed, stale files are removed.
       pictures: frames of which images, features and detections are kept for the report.
       progress: called with the number of frames done.
+      observe: called with "before" or "after", each batch and its detections.
 
     Returns:
       (metrics, arrays for the report). All rates are counted from the files.
@@ -125,6 +127,8 @@ def evaluate_level(
         # The floor: what the other levels achieve alone.
         constant = np.broadcast_to(np.asarray(coder.mean, np.float32), original.shape)
         without = _numpy(tail({**features, coder.level: constant}, sizes))
+        observe("before", batch, before)
+        observe("after", batch, after)
         totals.without += frames_from_batch(without, batch)
         totals.before += frames_from_batch(before, batch)
         totals.after += frames_from_batch(after, batch)

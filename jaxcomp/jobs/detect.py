@@ -27,6 +27,7 @@ from jaxcomp.evaluate.pictures import draw_detections, keep_pictures
 from jaxcomp.interop.detector_weights import detector_from_torch
 from jaxcomp.interop.torch_weights import read_weights
 from jaxcomp.jobs.job import Job, canvas_of, variables_of, write_arrays
+from jaxcomp.jobs.kitti_scores import kitti_scores
 from jaxcomp.jobs.weights import WRITERS
 from jaxcomp.loaders import DETECTOR_FILE, Detector, load_detector
 from jaxcomp.log import LOG
@@ -172,9 +173,17 @@ def _evaluate(
     variables = variables_of(result.state.params, result.state.stats)
     _export(config, variables, path, {})
     detector = load_detector(path)
+    official = kitti_scores(config, detector.classes)
     metrics, arrays = evaluate_detector(
-        detector, splits.validation(), canvas_of(config), progress, config.evaluation.pictures
+        detector,
+        splits.validation(),
+        canvas_of(config),
+        progress,
+        config.evaluation.pictures,
+        official.add if official else lambda *_: None,
     )
+    if official:
+        metrics["kitti"] = official.finish(workdir / "results")
     _export(config, variables, path, {k: metrics[k] for k in ("map50", "accuracy")})
     write_arrays(workdir / "evaluation.npz", arrays)
     count = sum(x.size for x in jax.tree.leaves(result.state.params))
@@ -192,6 +201,7 @@ def evaluate_detector(
     canvas: tuple[int, int],
     progress: Callable[[int], None] = lambda n: None,
     limit: int = 8,
+    observe: Callable[[str, Any, Any], None] = lambda *_: None,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Accuracy on batches of frames, and pictures of `limit` of them for the report.
 
@@ -204,6 +214,7 @@ def evaluate_detector(
         features = detector.head(frames_of(batch, canvas))
         found = {k: np.asarray(v) for k, v in detector.tail(features, image_sizes(batch)).items()}
         frames += frames_from_batch(found, batch)
+        observe("detector", batch, found)
         keep_pictures(pictures, batch, {"after": found}, {}, limit=limit)
         progress(len(frames))
     accuracy = voc_metrics(frames, detector.classes)

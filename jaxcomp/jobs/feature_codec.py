@@ -12,6 +12,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from jaxcomp import checkpoint, data, documents
 from jaxcomp.codecs import bitstream, factorised
@@ -21,6 +22,7 @@ from jaxcomp.data.pipeline import array_splits
 from jaxcomp.errors import CheckpointError, NonFiniteError
 from jaxcomp.evaluate.split import LevelCoder, evaluate_level
 from jaxcomp.jobs.job import Job, canvas_of, variables_of, write_arrays
+from jaxcomp.jobs.kitti_scores import kitti_scores
 from jaxcomp.loaders import CODEC_FILE, Detector, LevelCodec, load_detector
 from jaxcomp.log import LOG
 from jaxcomp.models.fpn import LEVELS
@@ -41,8 +43,8 @@ ANALYSIS_EPOCHS = 5
 
 def build(config: Any) -> Job:
     """The job of a `configs/fpn_level.py` config."""
-    images = data.make_splits(config)
     detector = load_detector(config.detector.path)
+    images = data.make_splits(with_classes(config, detector))
     _check_channels(config, detector)
     level = LEVELS[config.level]
     if config.data.cache_features:
@@ -75,6 +77,14 @@ def build(config: Any) -> Job:
         callbacks=(functools.partial(_write_epoch, config, task, decode, splits),),
         evaluate=functools.partial(_evaluate, config, task, detector, images),
     )
+
+
+def with_classes(config: Any, detector: Detector) -> Any:
+    """A copy of the config that names the detector's classes, for readers of labelled data."""
+    copy = ConfigDict(config)
+    with copy.unlocked():
+        copy.classes = detector.classes
+    return copy
 
 
 def _check_channels(config: Any, detector: Detector) -> None:
@@ -246,6 +256,7 @@ def _evaluate(
     variables = variables_of(result.state.params, result.state.stats)
     variables = jax.tree.map(jnp.asarray, factorised.refresh_quantiles(variables))
     codec = _export(config, task.codec, variables, detector, workdir / CODEC_FILE)
+    official = kitti_scores(with_classes(config, detector), detector.classes)
     metrics, arrays = evaluate_level(
         head=lambda batch: detector.head(frames_of(batch, canvas_of(config))),
         tail=detector.tail,
@@ -255,7 +266,10 @@ def _evaluate(
         streams=workdir / "streams",
         pictures=config.evaluation.pictures,
         progress=progress,
+        observe=official.add if official else lambda *_: None,
     )
+    if official:
+        metrics["kitti"] = official.finish(workdir / "results")
     write_arrays(workdir / "evaluation.npz", arrays)
     count = factorised.parameter_count(variables)
     summary = documents.training_summary(

@@ -226,6 +226,18 @@ def _detector_rows(s: Summary) -> list[tuple[str, str, str]]:
     ]
 
 
+def kitti_rows(s: Summary) -> list[tuple[str, str, str]]:
+    """KITTI's own 2-D average precision by variant and class: easy, moderate, hard."""
+    rows = []
+    for variant, classes in (s.get("kitti") or {}).items():
+        for name, metrics in classes.items():
+            values = (metrics.get("2d") or {}).get("r40") or {}
+            text = " / ".join(number(values.get(d), ".2f") for d in ("easy", "moderate", "hard"))
+            note = f"per cent, 40 recalls; easy / moderate / hard, {variant}"
+            rows.append((f"KITTI AP {name}", text, note))
+    return rows
+
+
 def run_rows(summary: Summary) -> list[tuple[str, str, str]]:
     """What training and the model cost: (what, value, note)."""
     rows = [
@@ -247,7 +259,7 @@ def text_table(summary: Summary) -> str:
       A title and aligned lines, ending in a newline.
     """
     title = page_title(summary)
-    rows = [*headline_rows(summary), *run_rows(summary)]
+    rows = [*headline_rows(summary), *kitti_rows(summary), *run_rows(summary)]
     names, values = (max(len(row[i]) for row in rows) for i in (0, 1))
     lines = [title, "-" * len(title)]
     lines += [f"{n.ljust(names)}  {v.rjust(values)}  {note}".rstrip() for n, v, note in rows]

@@ -1,0 +1,79 @@
+"""The held-out frames of a run by the rules of KITTI's own benchmark, in native pixels."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcomp.data.kitti_format import KittiObject, format_labels
+from jaxcomp.evaluate.detection import native_factors
+from jaxcomp.evaluate.kitti import evaluate
+from jaxcomp.evaluate.kitti_frames import KittiFrame
+from jaxcomp.workdir import atomic_write
+
+NO_BOX = {"truncated": -1.0, "occluded": -1, "alpha": -10.0, "rotation_y": -10.0}
+NO_SIZE, NO_PLACE = (-1.0, -1.0, -1.0), (-1000.0, -1000.0, -1000.0)
+
+
+class KittiScores:
+    """Collects detections of one or several variants and evaluates them together.
+
+    Attributes:
+      annotations: `data.kitti.Annotation` of the held-out frames, in the order of `image_id`.
+      classes: names of labels 1, 2, ...
+    """
+
+    def __init__(self, annotations: Sequence[Any], classes: Sequence[str]):
+        """Starts with no detections."""
+        self.annotations, self.classes = annotations, tuple(classes)
+        self._found: dict[str, dict[int, list[KittiObject]]] = {}
+
+    def add(self, variant: str, batch: Mapping[str, Any], found: Mapping[str, Any]) -> None:
+        """Takes the padded detections (network pixels) of a batch's real rows."""
+        boxes = np.asarray(found["boxes"]) * native_factors(batch)
+        store = self._found.setdefault(variant, {})
+        for row in np.flatnonzero(batch["mask"]):
+            store[int(batch["image_id"][row])] = [
+                self._object(boxes[row, i], found["scores"][row, i], found["labels"][row, i])
+                for i in np.flatnonzero(found["valid"][row])
+            ]
+
+    def _object(self, box: np.ndarray, score: Any, label: Any) -> KittiObject:
+        x1, y1, x2, y2 = (float(v) for v in box)
+        return KittiObject(
+            self.classes[int(label) - 1],
+            box=(x1, y1, x2, y2),
+            dimensions=NO_SIZE,
+            location=NO_PLACE,
+            score=float(score),
+            **NO_BOX,
+        )
+
+    def finish(self, folder: Path) -> dict[str, Any]:
+        """Writes `folder/VARIANT/FRAME.txt` in the official form and evaluates every variant.
+
+        Returns:
+          {variant: {class or "mean": {"2d": {"r40", "r11": {difficulty: percent}}}}}.
+        """
+        truth = [KittiFrame.from_objects(a.objects, a.name) for a in self.annotations]
+        scores = {}
+        for variant, store in self._found.items():
+            frames = []
+            for i, item in enumerate(self.annotations):
+                objects = store.get(i, [])
+                atomic_write(folder / variant / f"{item.name}.txt", format_labels(objects))
+                frames.append(KittiFrame.from_objects(objects, item.name))
+            scores[variant] = evaluate(truth, frames, self.classes, ("2d",))["scores"]
+        return scores
+
+
+def kitti_scores(config: Any, classes: Sequence[str]) -> KittiScores | None:
+    """Scores for the held-out frames of a config; None where the data are not KITTI's."""
+    if config.data.name != "kitti":
+        return None
+    from jaxcomp.data.kitti import annotations
+
+    return KittiScores(annotations(config, "validation"), classes)
