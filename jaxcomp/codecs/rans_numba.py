@@ -7,7 +7,8 @@ Every table entry is packed into one or two 64-bit words, so that a symbol costs
 
 The encoder multiplies by the reciprocal instead of dividing: with x < 2^32 and f < 2^n,
 floor(x ceil(2^(32+n) / f) / 2^(32+n)) = floor(x / f), since the excess of the reciprocal adds less
-than 2^32 2^n / 2^(32+n) / f = 1 / f; and x < f 2^(32-n) keeps the product below 2^64.
+than 2^32 2^n / 2^(32+n) / f = 1 / f; and x < f 2^(32-n) keeps the product below 2^64. It writes
+every low half of a state and only sometimes moves on: there is no branch to predict.
 
 The decoder waits for its state: each symbol's look-up needs the one before. Where symbols are easy
 to guess it first tries the channel's likeliest one, which needs no look-up and leaves the waiting
@@ -35,7 +36,7 @@ def encode(
     flat: np.ndarray, tables: CdfTables, initial: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, int]:
     """Codes [N] int32 symbols from initial [K] states: (states, words, number of escapes)."""
-    states, words = initial.astype(np.uint64), np.empty(flat.size, np.uint16)
+    states, words = initial.astype(np.uint64), np.empty(flat.size + 1, np.uint16)
     args = (*_encoder_tables(tables), tables.offset, tables.length, tables.precision)
     position, escapes = compiled(_encode_loop)(flat, *args, states, words)
     return states.astype(np.uint32), words[position:], escapes
@@ -124,10 +125,10 @@ def _encode_loop(flat, entries, base, offset, length, precision, states, words):
         reciprocal, both = entries[entry, np.uint64(0)], entries[entry, one]
         f = both >> np.uint64(32)
         x = states[i & last_lane]
-        if x >= f << up:
-            position -= one
-            words[position] = x & low16
-            x = x >> sixteen
+        full = x >= f << up
+        words[position - one] = x & low16  # overwritten unless it counts
+        position -= np.uint64(full)
+        x = x >> sixteen if full else x
         q = (x * reciprocal) >> down
         states[i & last_lane] = x + (both & low32) + q * (top - f)  # (q << n) + (x - q f) + c
         m = m - one if m > np.uint64(0) else last
