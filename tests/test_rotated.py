@@ -144,3 +144,11 @@ def test_shapes_are_checked():
     with pytest.raises(ShapeError, match="outside of 2 rectangles"):
         rotated.pair_areas(np.zeros((2, 5)), np.zeros((2, 5)), [2], [0])
     assert rotated.iou_matrix(np.zeros((0, 5)), np.zeros((3, 5))).shape == (0, 3)
+
+
+def test_read_only_and_strided_arrays_are_taken():
+    a = np.tile([0.0, 0.0, 2.0, 2.0, 0.0], (4, 1))
+    a.flags.writeable = False
+    rows = np.arange(2)
+    rows.flags.writeable = False
+    np.testing.assert_allclose(rotated.pair_areas(a[::2], a[::-1], rows, rows), 4.0)

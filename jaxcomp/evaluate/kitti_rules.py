@@ -39,7 +39,7 @@ def states(
     object whose best match is such a one gives no score threshold.
     """
     own = truth.is_kind(name)
-    near = truth.is_kind(NEIGHBOURS.get(name.lower(), name)) & ~own
+    near = truth.is_kind(NEIGHBOURS.get(name.lower(), name))
     hard = (
         (truth.occluded > MAX_OCCLUDED[level])
         | (truth.truncated > MAX_TRUNCATED[level])

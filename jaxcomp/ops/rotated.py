@@ -87,8 +87,9 @@ def pair_areas(a: np.ndarray, b: np.ndarray, rows: np.ndarray, columns: np.ndarr
     Raises:
       ShapeError: `a` or `b` is not [..., 5], or an index is out of range.
     """
-    a, b = (np.ascontiguousarray(_checked(x)) for x in (a, b))
-    rows, columns = (np.ascontiguousarray(x, np.int64) for x in (rows, columns))
+    # Copies, because compiled code would refuse arrays that are read-only.
+    a, b = (np.array(_checked(x), order="C") for x in (a, b))
+    rows, columns = (np.array(x, np.int64, order="C") for x in (rows, columns))
     for index, boxes in ((rows, a), (columns, b)):
         if index.size and not 0 <= index.min() <= index.max() < len(boxes):
             raise ShapeError(f"pairs point outside of {len(boxes)} rectangles; check the indices")
