@@ -1,5 +1,7 @@
 """The container: round trip, size of the header, and a typed error for every kind of damage."""
 
+import time
+
 import pytest
 
 from jaxcomp import errors
@@ -110,3 +112,63 @@ def test_deeply_nested_metadata_is_a_typed_error():
     assert bitstream.read(start).meta == []
     with pytest.raises(errors.CorruptStreamError, match="JSON"):
         bitstream._parse_meta(body)
+
+
+LEVELS = (
+    STREAM,
+    Stream("p4", (24, 80), 4, 0, bytes(range(90, 130))),
+    Stream("p5", (12, 40), 4, 1, b"\x07" * 200),
+)
+
+
+@pytest.mark.parametrize("meta", [None, {"a": 1}])
+def test_damage_in_one_chunk_leaves_the_others(meta):
+    """Any changed byte behind the file's header costs the chunk it is in and nothing else."""
+    blob = _blob(LEVELS, meta)
+    whole, errors_found = bitstream.salvage(blob, digest=DIGEST)
+    assert (whole, errors_found) == (bitstream.read(blob), [])
+    ends = [13, *(blob.index(s.payload) + len(s.payload) for s in LEVELS)]
+    for position in range(13, len(blob)):
+        damaged = bytearray(blob)
+        damaged[position] ^= 0x41
+        box, found = bitstream.salvage(bytes(damaged), digest=DIGEST)
+        assert found
+        hit = sum(position >= end for end in ends[1:])
+        in_meta = meta is not None and position < blob.index(b"\x02p3")
+        assert box.meta == (None if in_meta else meta)
+        expected = LEVELS if in_meta else LEVELS[:hit] + LEVELS[hit + 1 :]
+        assert box.streams == expected, position
+
+
+def test_a_truncated_file_keeps_its_whole_chunks():
+    blob = _blob(LEVELS)
+    ends = [blob.index(s.payload) + len(s.payload) for s in LEVELS]
+    for size in range(13, len(blob)):
+        box, found = bitstream.salvage(blob[:size])
+        assert box.streams == LEVELS[: sum(size >= end for end in ends)]
+        assert found
+
+
+def test_salvage_refuses_what_it_cannot_trust():
+    blob = _blob(LEVELS)
+    with pytest.raises(errors.TableMismatchError):
+        bitstream.salvage(blob, digest=1)
+    with pytest.raises(errors.TruncatedStreamError):
+        bitstream.salvage(blob[:12])
+    box, found = bitstream.salvage(blob, channels=192, max_symbols=3 * 10 * 192)
+    assert box.streams == LEVELS[:1]
+    assert [type(e) for e in found] == [errors.StreamTooLargeError] * 2
+    # A changed digest makes every checksum wrong: no stream of other tables gets through.
+    other = blob[:5] + b"?" + blob[6:]
+    assert not bitstream.salvage(other)[0].streams
+
+
+def test_searching_a_large_hostile_file_is_bounded():
+    """Everywhere a plausible chunk that spans the rest: each one would cost a checksum over it."""
+    body = b"\x00\x01\x01\x00\xff\xff\x01" * 40_000
+    blob = _blob((STREAM,))[:13] + body
+    start = time.perf_counter()
+    box, found = bitstream.salvage(blob)
+    assert not box.streams
+    assert found
+    assert time.perf_counter() - start < 5
