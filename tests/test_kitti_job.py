@@ -63,7 +63,8 @@ def test_the_detector_is_measured_by_kitti(trained):
             assert item.score is not None and 0 <= item.box[0] <= item.box[2] <= 240.01
     pictures = sorted((trained / "predictions" / "epoch_001").glob("pred_*.png"))
     assert len(pictures) == 2
-    assert Image.open(pictures[0]).size == (240, 75)
+    with Image.open(pictures[0]) as picture:
+        assert picture.size == (240, 75)
     assert "KITTI AP Car" in (trained / "index.html").read_text()
     meta = load_detector(trained).meta
     assert (meta["resize"], meta["min_side"], meta["max_side"]) == ("shortest", 50, 160)

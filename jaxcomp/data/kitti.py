@@ -56,12 +56,13 @@ class KittiData:
         return canvas_size(height, width, CANVAS_MULTIPLE)
 
 
-def load_kitti(config: Any) -> KittiData:
+def load_kitti(config: Any, *, report: bool = True) -> KittiData:
     """Lists, splits and checks the frames; reads labels and image headers, no pixels.
 
     Args:
       config: `data.dir`, `data.train_size`, `data.val_size` (0: all), `data.val_share`,
         `data.seed`, `data.on_junk` and, if it has them, `classes`.
+      report: log what was found and what was left out.
 
     Raises:
       DataError: no KITTI folder is found, a split is empty, no object of the classes is found, or
@@ -75,7 +76,8 @@ def load_kitti(config: Any) -> KittiData:
     else:
         splits, how = _load_files(layout, folder, data.val_share, data.seed, junk)
         read = read_frame
-    junk.log(_LOG)
+    if report:
+        junk.log(_LOG)
     limits = (data.train_size, data.val_size)
     chosen = {
         name: kitti_split.capped(splits[name], limit, data.seed)
@@ -85,7 +87,8 @@ def load_kitti(config: Any) -> KittiData:
     for name, items in chosen.items():
         if not items:
             raise DataError(f"{folder}: the {name} split ({how}) has no usable frame; see the log")
-    _report(loaded, folder, how, classes_of(config))
+    if report:
+        _report(loaded, folder, how, classes_of(config))
     return loaded
 
 
@@ -196,15 +199,17 @@ def _report(loaded: KittiData, folder: Path, how: str, classes: Sequence[str]) -
         _LOG.warning("kitti: no training object of %s counts; types: %s", ", ".join(absent), seen)
 
 
-def annotations(config: Any, split: str) -> list[Annotation]:
+def annotations(config: Any, split: str, *, report: bool = True) -> list[Annotation]:
     """The ground truth of "train" or "validation"; the list is indexed by a batch's `image_id`.
+
+    It reads the labels again; `report` says whether to tell again what was found.
 
     Raises:
       DataError: the split has another name, or as `load_kitti` does.
     """
     if split not in SPLITS:
         raise DataError(f"kitti: split {split!r}; use one of: {', '.join(SPLITS)}")
-    return list(load_kitti(config).splits[split])
+    return list(load_kitti(config, report=report).splits[split])
 
 
 def resize_rule(config: Any) -> ResizeRule:

@@ -76,4 +76,4 @@ def kitti_scores(config: Any, classes: Sequence[str]) -> KittiScores | None:
         return None
     from jaxcomp.data.kitti import annotations
 
-    return KittiScores(annotations(config, "validation"), classes)
+    return KittiScores(annotations(config, "validation", report=False), classes)

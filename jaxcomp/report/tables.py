@@ -232,6 +232,8 @@ def kitti_rows(s: Summary) -> list[tuple[str, str, str]]:
     for variant, classes in (s.get("kitti") or {}).items():
         for name, metrics in classes.items():
             values = (metrics.get("2d") or {}).get("r40") or {}
+            if all(values.get(d) is None for d in ("easy", "moderate", "hard")):
+                continue  # no object of the class
             text = " / ".join(number(values.get(d), ".2f") for d in ("easy", "moderate", "hard"))
             note = f"per cent, 40 recalls; easy / moderate / hard, {variant}"
             rows.append((f"KITTI AP {name}", text, note))
