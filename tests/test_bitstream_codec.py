@@ -97,6 +97,19 @@ def test_streams_that_pass_their_checksum_and_not_the_coder_are_named(model, fea
         rans.decode_each([b""], [tables.channels + 1], tables, [1])
 
 
+def test_maps_that_cost_nothing_to_code_are_limited_before_the_network_makes_them(model):
+    """A valid stream of few bytes whose features would take gigabytes."""
+    variables, tables = model
+    named = {name: jnp.zeros((1, 16, 8, 4)) for name in ("p2", "p3")}
+    blob = codecs.compress(CODEC, variables, tables, named)
+    with pytest.raises(errors.StreamTooLargeError, match="16x8x4"):
+        codecs.decompress(CODEC, variables, tables, blob, max_values=1023)
+    out, found = codecs.decompress_partial(CODEC, variables, tables, blob, max_values=1023)
+    assert out.keys() == {"p2"}
+    assert [type(e) for e in found] == [errors.StreamTooLargeError]
+    assert len(codecs.decompress(CODEC, variables, tables, blob, max_values=1024)) == 2
+
+
 def test_unknown_backends_are_named(model, features):
     with pytest.raises(ValueError, match="cuda"):
         codecs.compress(CODEC, *model, features, backend="cuda")

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -21,9 +21,19 @@ from jaxcomp.codecs import bitstream, rans
 from jaxcomp.codecs.factorised import FactorisedCodec, check_features
 from jaxcomp.codecs.quantise import symbols
 from jaxcomp.codecs.tables import CdfTables
-from jaxcomp.errors import BitstreamError, NonFiniteError, ShapeError, TableMismatchError
+from jaxcomp.errors import (
+    BitstreamError,
+    NonFiniteError,
+    ShapeError,
+    StreamTooLargeError,
+    TableMismatchError,
+)
 
 Variables = Mapping[str, Any]
+
+# Features of one file together, 1 GB of float32: a few bytes of stream may announce maps that cost
+# nothing to code. P2 to P6 of a 2160x3840 frame with 256 channels have 2/3 of it.
+MAX_VALUES = 1 << 28
 
 
 def compress(
@@ -87,6 +97,7 @@ def decompress(
     blob: bytes,
     *,
     max_symbols: int = bitstream.MAX_SYMBOLS,
+    max_values: int = MAX_VALUES,
     backend: str = "numba",
 ) -> jax.Array | dict[str, jax.Array]:
     """Decodes a file of `compress`.
@@ -97,6 +108,7 @@ def decompress(
       tables: those that coded the file.
       blob: its bytes.
       max_symbols: the most latents that the file may announce.
+      max_values: the most values H W C that its maps may have together.
       backend: who runs the entropy decoder, one of `rans.BACKENDS`.
 
     Returns:
@@ -106,7 +118,13 @@ def decompress(
       BitstreamError: one of its subclasses says what is wrong with the file.
     """
     (out,) = decompress_batch(
-        codec, variables, tables, [blob], max_symbols=max_symbols, backend=backend
+        codec,
+        variables,
+        tables,
+        [blob],
+        max_symbols=max_symbols,
+        max_values=max_values,
+        backend=backend,
     )
     return out
 
@@ -118,11 +136,15 @@ def decompress_batch(
     blobs: list[bytes],
     *,
     max_symbols: int = bitstream.MAX_SYMBOLS,
+    max_values: int = MAX_VALUES,
     backend: str = "numba",
 ) -> list[jax.Array | dict[str, jax.Array]]:
     """`decompress` of several files; maps of equal shape pass through the network together."""
     options = {"digest": tables.digest, "channels": tables.channels, "max_symbols": max_symbols}
     files = [bitstream.read(blob, **options).streams for blob in blobs]
+    for file in files:
+        for _, error in _too_large(codec, file, max_values):
+            raise error
     streams = [stream for file in files for stream in file]
     integers = decode_streams(codec, tables, streams, backend=backend)
     for decoded in integers:
@@ -140,6 +162,7 @@ def decompress_partial(
     blob: bytes,
     *,
     max_symbols: int = bitstream.MAX_SYMBOLS,
+    max_values: int = MAX_VALUES,
     backend: str = "numba",
 ) -> tuple[dict[str, jax.Array], list[BitstreamError]]:
     """What can be decoded of a damaged file: each map is exact or missing.
@@ -152,10 +175,13 @@ def decompress_partial(
     """
     options = {"digest": tables.digest, "channels": tables.channels, "max_symbols": max_symbols}
     container, errors = bitstream.salvage(blob, **options)
-    integers = decode_streams(codec, tables, container.streams, backend=backend)
+    refused = dict(_too_large(codec, container.streams, max_values))
+    errors += refused.values()
+    kept = [stream for i, stream in enumerate(container.streams) if i not in refused]
+    integers = decode_streams(codec, tables, kept, backend=backend)
     good = [i for i, decoded in enumerate(integers) if not isinstance(decoded, BitstreamError)]
     errors += [decoded for decoded in integers if isinstance(decoded, BitstreamError)]
-    streams = [container.streams[i] for i in good]
+    streams = [kept[i] for i in good]
     maps = _features(codec, variables, tables, streams, [integers[i] for i in good])
     return {stream.name: x for stream, x in zip(streams, maps, strict=True)}, errors
 
@@ -211,6 +237,26 @@ def decode_streams(
         else:
             decoded[i] = decoded[i].reshape(shape)
     return decoded
+
+
+def _too_large(
+    codec: FactorisedCodec, streams: Sequence[bitstream.Stream], max_values: int
+) -> Iterator[tuple[int, BitstreamError]]:
+    """(index, error) of the streams whose maps, with those before them, exceed the limit."""
+    total = 0
+    for i, stream in enumerate(streams):
+        size = stream.shape[0] * stream.shape[1] * codec.in_channels
+        if total + size <= max_values:
+            total += size
+            continue
+        shape = "x".join(map(str, (*stream.shape, codec.in_channels)))
+        yield (
+            i,
+            StreamTooLargeError(
+                f"stream {stream.name!r} announces features {shape}, with those before more than "
+                f"the limit of {max_values} values; raise max_values if the file is trusted"
+            ),
+        )
 
 
 def _streams(
