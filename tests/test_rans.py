@@ -110,6 +110,28 @@ def test_a_damaged_stream_leaves_its_batch_alone():
             np.testing.assert_array_equal(good, symbols.reshape(-1))
 
 
+@pytest.mark.parametrize("lanes", [None, 1])
+def test_equal_streams_that_take_their_steps_together(lanes):
+    """Four at a time, with and without escapes, some damaged: as if each were alone."""
+    rng = np.random.default_rng(5)
+    assert rans_numba._mean_likeliest(TABLES) < rans_numba._GUESS_BATCH
+    streams = [_draw(40, [0.2, 1.0, 4.0], rng)[0] for _ in range(11)]
+    if lanes:
+        streams[2][5] = streams[6][0] = 1000
+    coded = rans.encode_batch(streams, TABLES, lanes)
+    payloads = [p for p, _ in coded]
+    payloads[1], payloads[4] = payloads[1][:-2], payloads[4] + b"\0\0"
+    payloads[9] = bytes(len(payloads[9])) if lanes else b"\xff" * len(payloads[9])
+    jobs = ([120] * 11, TABLES, [k for _, k in coded])
+    out, slow = (rans.decode_each(payloads, *jobs, backend=b) for b in ("numba", "numpy"))
+    for i, (fast, plain) in enumerate(zip(out, slow, strict=True)):
+        assert type(fast) is type(plain)
+        if i in (1, 4, 9):
+            assert isinstance(fast, errors.BitstreamError)
+        else:
+            np.testing.assert_array_equal(fast, streams[i].ravel())
+
+
 def test_large_tables_are_searched_where_others_are_looked_up(monkeypatch):
     symbols, tables = _draw(50, [0.3, 1.0, 9.0], np.random.default_rng(4))
     payload, lanes = rans.encode(symbols, tables)

@@ -254,8 +254,9 @@ def _run_decoder(jobs: Sequence[tuple], tables: CdfTables, backend: str) -> list
         from jaxcomp.codecs import rans_jax
 
         return rans_jax.decode_batch(jobs, tables)
-    run = rans_numpy.decode if backend == "numpy" else rans_numba.decode
-    return [run(states, words, n, tables, start) for states, words, n, start in jobs]
+    if backend == "numba":
+        return rans_numba.decode_batch(jobs, tables)
+    return [rans_numpy.decode(states, words, n, tables, at) for states, words, n, at in jobs]
 
 
 def _finish(job: tuple, done: tuple, outside: bytes, tables: CdfTables) -> np.ndarray:

@@ -19,7 +19,7 @@ range and goes upwards, and reads each word before it knows whether it needs it.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -30,6 +30,11 @@ _BUCKET_BITS = 7  # 1.5 KB a channel: the look-ups of 192 channels stay in the s
 # Mean probability of the likeliest symbols from which they are tried first: with one lane, and with
 # several, which can wait for several look-ups at once.
 _GUESS_ONE, _GUESS_SEVERAL = 0.5, 0.8
+_GUESS_BATCH = 0.88  # below it several streams are decoded together
+_TOGETHER = 4
+
+Job = tuple[np.ndarray, np.ndarray, int, int]  # states, words, count, start
+Decoded = tuple[np.ndarray, np.ndarray, int, int]  # symbols, final states, words needed, escapes
 
 
 def encode(
@@ -57,6 +62,50 @@ def decode(
     args = (*_decoder_tables(tables), limits, tables.precision, start == 1 << 16, guess)
     used, escapes = compiled(_decode_loop)(x, words, *args, out)
     return out, x.astype(np.uint32), used, escapes
+
+
+def decode_batch(jobs: Sequence[Job], tables: CdfTables) -> list[Decoded]:
+    """`decode` of several streams: four of one lane and equal length take their steps together.
+
+    Each waits for its own look-ups, so that the processor works on four at a time.
+    """
+    out: list[Any] = [None] * len(jobs)
+    groups: dict[Any, list[int]] = {}
+    together = len(jobs) >= _TOGETHER and _mean_likeliest(tables) < _GUESS_BATCH
+    for i, (states, _, count, start) in enumerate(jobs):
+        alone = not together or len(states) > 1 or count == 0
+        groups.setdefault(i if alone else (count, start), []).append(i)
+    for group in groups.values():
+        whole = len(group) // _TOGETHER * _TOGETHER
+        for first in range(0, whole, _TOGETHER):
+            part = group[first : first + _TOGETHER]
+            for i, done in zip(
+                part, _decode_together([jobs[i] for i in part], tables), strict=True
+            ):
+                out[i] = done
+        for i in group[whole:]:
+            states, words, count, start = jobs[i]
+            out[i] = decode(states, words, count, tables, start)
+    return out
+
+
+def _decode_together(jobs: Sequence[Job], tables: CdfTables) -> list[Decoded]:
+    """Streams of one lane, equal count and equal start."""
+    x = np.asarray([job[0][0] for job in jobs], np.uint64)
+    ends = np.cumsum([len(job[1]) for job in jobs])
+    begins = ends - [len(job[1]) for job in jobs]
+    position, escapes = begins.astype(np.uint64), np.zeros(len(jobs), np.int64)
+    out = np.empty((len(jobs), jobs[0][2]), np.int32)
+    words, limits = np.concatenate([job[1] for job in jobs]), tables.offset + tables.length
+    args = (*_decoder_tables(tables)[:3], limits, tables.precision, escapes, out)
+    short = compiled(_decode_together_loop)(x, words, position, ends.astype(np.uint64), *args)
+    used = position.astype(np.int64) - begins
+    if jobs[0][3] == 1 << 16:  # a state below it needs a word
+        used += [short >> j & 1 for j in range(len(jobs))]
+    return [
+        (out[j], x[j : j + 1].astype(np.uint32), int(used[j]), int(escapes[j]))
+        for j in range(len(jobs))
+    ]
 
 
 def table_bytes(tables: CdfTables) -> int:
@@ -196,6 +245,49 @@ def _decode_loop(
     return np.int64(used), escapes
 
 
+def _decode_together_loop(
+    states, words, position, end, entries, buckets, at, limits, precision, escapes, out
+):
+    """One symbol of each stream after the other; bit j returned: stream j lacked a word."""
+    n, one, sixteen = np.uint64(precision), np.uint64(1), np.uint64(16)
+    mask, low16 = (one << n) - one, np.uint64(0xFFFF)
+    bits = np.uint64(min(_BUCKET_BITS, precision))
+    shift, channels = n - bits, np.uint64(len(limits))
+    short, m, i, count = 0, np.uint64(0), np.uint64(0), np.uint64(out.shape[1])
+    while i < count:
+        for j in range(_TOGETHER):
+            stream = np.uint64(j)
+            x = states[stream]
+            slot = x & mask
+            bucket = (m << bits) | (slot >> shift)
+            e = buckets[bucket]
+            f = (e >> sixteen) & low16
+            rest = slot - (e & low16)
+            if rest >= f:
+                k = np.uint64(at[bucket])
+                while rest >= f:
+                    k += one
+                    e = entries[k]
+                    f = (e >> sixteen) & low16
+                    rest = slot - (e & low16)
+            escapes[stream] += np.int64(e) >> 32 == np.int64(limits[m])
+            x = f * (x >> n) + rest
+            p = position[stream]
+            if p < end[stream]:
+                fed = (x << sixteen) | np.uint64(words[p])
+                position[stream] = p + np.uint64(x <= low16)
+                x = fed if x <= low16 else x
+            elif x <= low16:
+                short |= 1 << j
+            states[stream] = x
+            out[stream, i] = np.int64(e) >> 32
+        i += one
+        m += one
+        if m == channels:
+            m = np.uint64(0)
+    return short
+
+
 def _signature(loop: Callable) -> Any:
     import numba
 
@@ -207,6 +299,9 @@ def _signature(loop: Callable) -> Any:
     if loop is _encode_loop:
         tables = (view(u64, 2), view(i64), view(i32), view(i32), i64)
         return (view(i32), *tables, u64[::1], u16[::1])
+    if loop is _decode_together_loop:
+        shared = (view(u64), view(u64), view(numba.uint32), view(i32), i64)
+        return (u64[::1], view(u16), u64[::1], view(u64), *shared, i64[::1], i32[:, ::1])
     lookups = (view(u64), view(u64), view(numba.uint32), view(u64), view(i32), i64)
     return (u64[::1], view(u16), *lookups, numba.boolean, numba.boolean, i32[::1])
 
