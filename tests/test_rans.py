@@ -5,6 +5,8 @@ import types
 
 import hypothesis
 import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
@@ -140,6 +142,35 @@ def test_large_tables_are_searched_where_others_are_looked_up(monkeypatch):
     assert rans_jax.lane_tables(tables).lookup.size == 0
     out = rans.decode(payload, symbols.size, tables, lanes, backend="jax")
     np.testing.assert_array_equal(out, symbols.reshape(-1))
+
+
+def test_lanes_run_inside_jit_and_spread_over_devices():
+    rng = np.random.default_rng(6)
+    symbols = np.stack([_draw(16, [0.2, 1.0, 4.0], rng)[0].ravel() for _ in range(8)])
+    tables = _laplace([0.2, 1.0, 4.0])  # nothing derived yet
+    counts, initial = np.full(8, 48, np.int32), np.full((8, 4), 1 << 16, np.uint32)
+    mesh = jax.sharding.Mesh(np.asarray(jax.devices()), "b")
+    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("b"))
+
+    @jax.jit
+    def there_and_back(symbols, counts, initial):
+        lanes = rans_jax.lane_tables(tables)
+        states, words, n_words, _ = rans_jax.encode_lanes(lanes, symbols, counts, initial)
+        strict = jnp.ones(len(counts), bool)
+        return states, rans_jax.decode_lanes(
+            lanes, states, words, n_words, counts, strict, length=symbols.shape[1]
+        )
+
+    placed = jax.device_put((symbols, counts, initial), rows)
+    states, (out, final, used, escapes) = there_and_back(*placed)
+    assert len(out.sharding.device_set) == len(jax.devices()) == 4
+    np.testing.assert_array_equal(out, symbols)
+    np.testing.assert_array_equal(final, initial)
+    for row, state, n in zip(symbols, np.asarray(states), np.asarray(used), strict=True):
+        expected, words, _ = rans_numba.encode(row, tables, initial[0])
+        np.testing.assert_array_equal(state, expected)
+        assert n == len(words)
+    assert not np.asarray(escapes).any()
 
 
 def test_lengths_share_compiled_programs():

@@ -61,14 +61,15 @@ def lane_tables(tables: CdfTables) -> LaneTables:
         lookup = np.repeat(number, width).astype(np.uint16)
     packed = np.zeros(max(64, 1 << (len(c) - 1).bit_length()), np.uint32)
     packed[: len(c)] = c | width.astype(np.uint32) << np.uint32(16)
-    return LaneTables(
-        jnp.asarray(tables.offset, jnp.int32),
-        jnp.asarray(tables.length, jnp.int32),
-        jnp.asarray(base, jnp.int32),
-        jnp.asarray(packed, jnp.uint32),
-        jnp.asarray(lookup),
-        jnp.asarray(tables.precision, jnp.uint32),
-    )
+    with jax.ensure_compile_time_eval():  # kept, so no tracers even inside a jit
+        return LaneTables(
+            jnp.asarray(tables.offset, jnp.int32),
+            jnp.asarray(tables.length, jnp.int32),
+            jnp.asarray(base, jnp.int32),
+            jnp.asarray(packed, jnp.uint32),
+            jnp.asarray(lookup),
+            jnp.asarray(tables.precision, jnp.uint32),
+        )
 
 
 @jax.jit

@@ -74,6 +74,10 @@ class CdfTables:
     def __post_init__(self):
         _check(self)
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Copies and pickles leave out what coders derived, arrays on devices among it.
+        return {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+
     @property
     def channels(self) -> int:
         """M."""
