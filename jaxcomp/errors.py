@@ -47,5 +47,9 @@ class VersionError(BitstreamError):
     """The stream's magic or format version is not one this reader knows."""
 
 
+class StreamShapeError(BitstreamError, ShapeError):
+    """The stream announces maps of another shape than the codec that decodes it makes."""
+
+
 class StreamTooLargeError(BitstreamError):
     """The header announces more data than the configured limit allows."""

@@ -91,7 +91,7 @@ def test_streams_that_pass_their_checksum_and_not_the_coder_are_named(model, fea
         assert "'p3'" in str(error)
     streams[1] = bitstream.Stream(s.name, s.shape, 3, s.lanes, s.payload)
     blob = bitstream.write("factorised", tables.digest, streams)
-    with pytest.raises(bitstream.StreamShapeError, match="3 stages"):
+    with pytest.raises(errors.StreamShapeError, match="3 stages"):
         codecs.decompress(CODEC, variables, tables, blob)
     with pytest.raises(errors.ShapeError, match="rows"):
         rans.decode_each([b""], [tables.channels + 1], tables, [1])

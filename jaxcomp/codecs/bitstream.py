@@ -21,7 +21,6 @@ from jaxcomp.codecs.rans import MAX_LANES, read_varint, write_varint
 from jaxcomp.errors import (
     BitstreamError,
     CorruptStreamError,
-    ShapeError,
     StreamTooLargeError,
     TableMismatchError,
     TruncatedStreamError,
@@ -37,10 +36,6 @@ MAX_META = 1 << 20  # bytes of JSON text, which take many times the memory once 
 _META = 0x08  # flag bit; the codec kind is in bits 0-2, the number of streams above bit 3
 _MAX_STREAMS = 15
 _SEARCH = 64  # bytes, per byte of a damaged file, that the search for its chunks may look at
-
-
-class StreamShapeError(BitstreamError, ShapeError):
-    """The stream announces maps of another shape than the codec that decodes it makes."""
 
 
 @dataclasses.dataclass(frozen=True)

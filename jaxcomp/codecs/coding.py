@@ -25,6 +25,7 @@ from jaxcomp.errors import (
     BitstreamError,
     NonFiniteError,
     ShapeError,
+    StreamShapeError,
     StreamTooLargeError,
     TableMismatchError,
 )
@@ -228,7 +229,7 @@ def decode_streams(
     )
     for i, (stream, shape) in enumerate(zip(streams, shapes, strict=True)):
         if stream.stages != codec.stages:
-            decoded[i] = bitstream.StreamShapeError(
+            decoded[i] = StreamShapeError(
                 f"stream {stream.name!r} was coded with {stream.stages} stages, the codec has "
                 f"{codec.stages}"
             )
