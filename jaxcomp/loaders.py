@@ -22,6 +22,7 @@ import numpy as np
 
 from jaxcomp import checkpoint, codecs
 from jaxcomp.codecs import bitstream
+from jaxcomp.codecs.coding import MAX_VALUES
 from jaxcomp.codecs.factorised import FactorisedCodec
 from jaxcomp.codecs.tables import CdfTables
 from jaxcomp.data.images import check_image, fit_image, read_image
@@ -306,6 +307,7 @@ class LevelCodec:
     Attributes:
       codec, variables, tables: the model; see `jaxcomp.codecs`.
       level: the feature key it was trained for, as in "p4".
+      levels: all keys that its streams hold, here the one.
       meta: what is stored beside the weights (level, rate weight and its convention, detector).
     """
 
@@ -318,41 +320,107 @@ class LevelCodec:
         self.tables = tables
         self.meta = dict(meta)
         self.level = LEVELS[meta["level"]]
+        self.levels = (self.level,)
 
-    def compress(self, features: Any, meta: Mapping[str, Any] | None = None) -> bytes:
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights and tables: names the model.
+
+        It is the one that `codec.npz` stores.
+        """
+        blob = np.frombuffer(self.tables.to_bytes(), np.uint8)
+        return str(
+            self.meta.get("digest") or checkpoint.tree_digest({**self.variables, "tables": blob})
+        )
+
+    def select(self, features: Any) -> dict[str, Any]:
+        """What of `features` this codec codes: {level: [1, H, W, C]}.
+
+        Args:
+          features: [1, H, W, C], or a pyramid that holds the level among others.
+
+        Raises:
+          ShapeError: the level is missing.
+        """
+        if not isinstance(features, Mapping):
+            return {self.level: features}
+        if self.level not in features:
+            raise ShapeError(f"features lack {self.level!r}, the level of this codec")
+        return {self.level: features[self.level]}
+
+    def compress(
+        self, features: Any, meta: Mapping[str, Any] | None = None, *, backend: str = "numba"
+    ) -> bytes:
         """The `.jxc` bytes of one frame.
 
         Args:
           features: [1, H, W, C], or a pyramid of which this codec's level is taken.
           meta: small JSON values to carry along (image size, scale, class names).
+          backend: who runs the entropy coder, one of `codecs.rans.BACKENDS`; the bytes are the
+            same.
 
         Raises:
           ShapeError: wrong channels or shape.
           NonFiniteError: NaN or infinity in the features.
         """
-        if isinstance(features, Mapping):
-            if self.level not in features:
-                raise ShapeError(f"features lack {self.level!r}, the level of this codec")
-            features = features[self.level]
-        return codecs.compress(
-            self.codec, self.variables, self.tables, {self.level: features}, meta
-        )
+        model = (self.codec, self.variables, self.tables)
+        return codecs.compress(*model, self.select(features), meta, backend=backend)
 
     def decompress(
-        self, blob: bytes, *, max_symbols: int = bitstream.MAX_SYMBOLS
+        self,
+        blob: bytes,
+        *,
+        max_symbols: int = bitstream.MAX_SYMBOLS,
+        max_values: int = MAX_VALUES,
+        backend: str = "numba",
     ) -> dict[str, jax.Array]:
-        """{level: [1, H, W, C] float32} from `.jxc` bytes of at most `max_symbols` latents.
+        """{level: [1, H, W, C] float32} from `.jxc` bytes.
+
+        Args:
+          blob: the bytes of the file.
+          max_symbols: the most latents that it may announce.
+          max_values: the most values of its maps together.
+          backend: who runs the entropy decoder, one of `codecs.rans.BACKENDS`.
 
         Raises:
           BitstreamError: truncated, corrupt, of another version or of another model.
         """
-        features = codecs.decompress(
-            self.codec, self.variables, self.tables, blob, max_symbols=max_symbols
-        )
-        if not isinstance(features, dict) or set(features) != {self.level}:
-            held = sorted(features) if isinstance(features, dict) else "an unnamed level"
-            raise TableMismatchError(f"the stream holds {held}, this codec is for {self.level!r}")
+        limits = {"max_symbols": max_symbols, "max_values": max_values, "backend": backend}
+        model = (self.codec, self.variables, self.tables)
+        features = codecs.decompress(*model, blob, **limits)
+        if not isinstance(features, dict):
+            features = {"": features}
+        for name in features:
+            self._check_name(name)
         return features
+
+    def decompress_partial(
+        self,
+        blob: bytes,
+        *,
+        max_symbols: int = bitstream.MAX_SYMBOLS,
+        max_values: int = MAX_VALUES,
+        backend: str = "numba",
+    ) -> tuple[dict[str, jax.Array], list[BitstreamError]]:
+        """What can be decoded of a damaged file, arguments as of `decompress`.
+
+        Returns:
+          (the maps of the undamaged streams, what was wrong with the others).
+
+        Raises:
+          BitstreamError: the header is damaged, or the file is of another model.
+        """
+        limits = {"max_symbols": max_symbols, "max_values": max_values, "backend": backend}
+        model = (self.codec, self.variables, self.tables)
+        features, found = codecs.decompress_partial(*model, blob, **limits)
+        for name in features:
+            self._check_name(name)
+        return features, found
+
+    def _check_name(self, name: str) -> None:
+        if name not in self.levels:
+            held = repr(name) if name else "an unnamed level"
+            raise TableMismatchError(f"the stream holds {held}, this codec is for {self.level!r}")
 
     def check_detector(self, detector: Detector) -> None:
         """Raises `CheckpointError` unless the codec was trained on this detector's features."""
