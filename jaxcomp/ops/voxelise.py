@@ -15,7 +15,7 @@ Points stay a flat list, ordered by pillar: a [pillars, 32, 4] array would be ni
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -228,6 +228,22 @@ def voxelise_batch(
     count = bucket(max(len(p.cells) for p, _ in found)) if pad_pillars is None else pad_pillars
     padded = [pad(p, grid, points, count) for p, _ in found]
     return Pillars(*(np.stack(c) for c in zip(*padded, strict=True))), [d for _, d in found]
+
+
+def pillar_batch(sweeps: Sequence[Any], grid: PillarGrid, **sizes: Any) -> dict[str, np.ndarray]:
+    """`voxelise_batch` as entries of a batch: the fields of `Pillars`, and int32 [B] counts.
+
+    "overflow" counts the pillars for which there was no room and "bad" the points that are not
+    finite: what a caller should warn about.
+    """
+    pillars, dropped = voxelise_batch(sweeps, grid, **sizes)
+    counts = {"overflow": [d.pillars for d in dropped], "bad": [d.bad for d in dropped]}
+    return {**pillars._asdict(), **{k: np.array(v, np.int32) for k, v in counts.items()}}
+
+
+def pillars_of(batch: Mapping[str, Any]) -> Pillars:
+    """The pillars in a batch that `pillar_batch` made."""
+    return Pillars(*(batch[field] for field in Pillars._fields))
 
 
 def _cut(pillars: Pillars, dropped: Dropped, points: int) -> tuple[Pillars, Dropped]:
