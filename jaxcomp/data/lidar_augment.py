@@ -156,7 +156,7 @@ def move_objects(
         tried = np.repeat(boxes[i : i + 1], how.tries, 0)
         tried[:, :3] += shifts[i]
         tried[:, 6] += turns[i]
-        clear = ~lidar_boxes.collide(tried, np.delete(boxes, i, 0)).any(1)
+        clear = ~lidar_boxes.collide(tried, _neighbours(boxes, i, shifts[i])).any(1)
         if not clear.any():
             continue
         first = int(clear.argmax())
@@ -166,6 +166,15 @@ def move_objects(
         points[own, 2] += shifts[i, first, 2]
         boxes[i] = tried[first]
     return points, objects._replace(boxes=boxes)
+
+
+def _neighbours(boxes: np.ndarray, i: int, shifts: np.ndarray) -> np.ndarray:
+    """The boxes that box i could touch after any of the shifts [T, 3]."""
+    reach = 0.5 * np.hypot(boxes[:, 3], boxes[:, 4])
+    away = np.hypot(*(boxes[:, :2] - boxes[i, :2]).T)
+    near = away <= reach + reach[i] + np.hypot(shifts[:, 0], shifts[:, 1]).max()
+    near[i] = False
+    return boxes[near]
 
 
 def flip(

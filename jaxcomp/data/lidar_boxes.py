@@ -96,10 +96,17 @@ def collide(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 def _separated(a: np.ndarray, b: np.ndarray) -> np.ndarray:
     """Whether a side of `a` separates the pair, bool [N, M]."""
-    relative = corners(b)[None] - a[:, None, None, :2]  # [N, M, 4, 2]
-    along = relative @ axes(a[:, 6]).swapaxes(-1, -2)[:, None]  # [N, M, 4, axis]
-    half = 0.5 * a[:, None, 3:5]
-    return ((along.min(2) >= half) | (along.max(2) <= -half)).any(-1)
+    own = axes(a[:, 6])
+    away = b[None, :, :2] - a[:, None, :2]
+    turned = b[None, :, 6] - a[:, None, 6]
+    cos, sin = np.abs(np.cos(turned)), np.abs(np.sin(turned))
+    half_w, half_l = 0.5 * b[None, :, 3], 0.5 * b[None, :, 4]
+    apart = np.zeros((len(a), len(b)), bool)
+    for axis, reach in enumerate((half_w * cos + half_l * sin, half_w * sin + half_l * cos)):
+        x, y = own[:, axis, 0, None], own[:, axis, 1, None]
+        distance = np.abs(away[..., 0] * x + away[..., 1] * y)
+        apart |= distance >= 0.5 * a[:, None, 3 + axis] + reach
+    return apart
 
 
 def inside(points: np.ndarray, box: np.ndarray) -> np.ndarray:

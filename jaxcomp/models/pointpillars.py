@@ -77,8 +77,7 @@ class Outputs(nn.Module):
     def __call__(self, x: Array) -> dict[str, Array]:
         """[B, H, W, C] -> {"classes": [B, H, W, A K], "boxes": [.., A 7], "directions": [.., A 2]}.
 
-        The value is in front of the anchor in the channel number: anchor a and class k are channel
-        a K + k.
+        The values of an anchor are beside each other: anchor a and class k are channel a K + k.
         """
         count = self.cfg.anchors_per_place
         widths = {
@@ -118,7 +117,7 @@ class PointPillars(nn.Module):
         return self.encoder(pillars, train)
 
     def head(self, pillars: Pillars, train: bool = False) -> Array:
-        """The canvas float32 [B, rows, columns, C] of voxelised sweeps; zeros where no pillar is."""
+        """The canvas float32 [B, rows, columns, C] of voxelised sweeps; zeros without a pillar."""
         return scatter(self.encode(pillars, train), pillars.cells, self.cfg.grid)
 
     def tail(self, canvas: Array, train: bool = False) -> dict[str, Array]:

@@ -18,9 +18,9 @@ POINT_FEATURES = 9
 def point_features(pillars: Pillars, grid: PillarGrid, max_points: int) -> Array:
     """The nine inputs of the encoder, [B, N, 9]; zeros in the padding.
 
-    Offset in x and y from the middle of the pillar, z, intensity, offset in x, y, z from the mean of
-    the pillar's points, and the first two again: the absolute x and y of the paper are overwritten
-    by the offsets in the implementation whose weights people have.
+    Offset in x and y from the middle of the pillar, z, intensity, offset in x, y, z from the mean
+    of the pillar's points, and the first two again: the absolute x and y of the paper are
+    overwritten by the offsets in the implementation whose weights people have.
 
     Args:
       pillars: with a batch axis.
@@ -149,7 +149,7 @@ def scatter(features: Array, cells: Array, grid: PillarGrid) -> Array:
     canvas = jnp.zeros((batch, grid.cells, channels), features.dtype)
     rows = jnp.arange(batch)[:, None]
     # Cells of the padding lie outside and are dropped; others occur once.
-    canvas = canvas.at[rows, cells].set(features, mode="drop", unique_indices=False)
+    canvas = canvas.at[rows, cells].set(features, mode="drop")
     return canvas.reshape(batch, *grid.shape, channels)
 
 

@@ -158,7 +158,7 @@ def _assign_class(anchors: Array, boxes: Array, valid: Array, kind: AnchorKind):
 
 
 def encode(boxes: Array, anchors: Array) -> Array:
-    """Regression targets of `boxes` relative to `anchors`, both [..., 7] (SECOND, Yan et al., 2018).
+    """Targets of `boxes` relative to `anchors`, both [..., 7] (SECOND; Yan et al., 2018).
 
     Shifts in diagonals of the anchor's base (z: in heights, from middle to middle), log ratios of
     sizes, difference of yaws. Sizes under a millimetre count as one, so that all is finite.
