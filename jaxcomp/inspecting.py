@@ -10,8 +10,8 @@ import jax
 import jax.numpy as jnp
 
 from jaxcomp import checkpoint, complexity
-from jaxcomp.codecs import bitstream
 from jaxcomp.errors import CheckpointError, ConfigError, DataError
+from jaxcomp.jobs.stream_report import describe_stream
 from jaxcomp.models.faster_rcnn import SIZE_MULTIPLE, FasterRCNN
 from jaxcomp.report.reading import read_json, read_summary
 from jaxcomp.tasks.detect import detector_config
@@ -88,27 +88,6 @@ def _describe_codec(config: Any) -> dict[str, Any]:
     )
 
 
-def _describe_stream(blob: bytes) -> dict[str, Any]:
-    container = bitstream.read(blob)
-    return {
-        "kind": container.kind,
-        "tables": f"{container.digest:016x}",
-        "bytes": len(blob),
-        "header_bytes": container.header_bytes,
-        "meta": container.meta,
-        "streams": [
-            {
-                "name": s.name,
-                "shape": list(s.shape),
-                "latent_shape": list(s.latent_shape),
-                "lanes": s.lanes,
-                "bytes": len(s.payload),
-            }
-            for s in container.streams
-        ],
-    }
-
-
 def _describe_unfinished(run: Path) -> dict[str, Any]:
     """The config of a run without a summary, and how far its checkpoints reach."""
     folder = run / "checkpoints"
@@ -138,7 +117,10 @@ def describe_file(path: Path) -> dict[str, Any]:
     if path.is_dir() and (path / "config.json").exists():
         return _describe_unfinished(path)
     if path.suffix == ".jxc":
-        return _describe_stream(path.read_bytes())
+        description, errors = describe_stream(path)
+        if errors:
+            raise errors[0]
+        return description
     if path.suffix == ".npz":
         tree, meta = checkpoint.load_npz(path)
         leaves = checkpoint.leaves_by_path(tree)

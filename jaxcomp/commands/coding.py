@@ -1,0 +1,163 @@
+"""`compress` and `decompress`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from jaxcomp.commands import add_parser
+
+BACKENDS = ("numba", "numpy", "jax")
+
+_COMPRESS = """\
+Images (through the detector's head) or feature files to .jxc streams, one a frame.
+
+Feature files are .npy, one level [H, W, C] or [1, H, W, C], or .npz, with the codec's level under
+its name ("p4") or as the only array; any floating type. Of a folder, all images, .npy and .npz are
+taken, with --recursive those of its subfolders too; other files are named and left out. Streams go
+beside their sources, for folders below --out, where subfolders are kept.
+
+A stream that is whole, newer than its source and made with the same codec is kept, so the same
+command goes on where it was stopped. A file that cannot be coded is named, the others are made, and
+the exit status is 1.
+"""
+_COMPRESS_EXAMPLES = """\
+examples:
+  python -m jaxcomp compress street.png --codec RUN_DIRECTORY
+  python -m jaxcomp compress photos/ --recursive --codec RUN_DIRECTORY --out streams/
+  python -m jaxcomp compress p4.npy --codec codec.npz --out p4.jxc
+"""
+_DECOMPRESS = """\
+.jxc streams back to features: a .npz each, with float32 [1, H, W, C] under the level's name and,
+as JSON text in the uint8 array __meta__, the codec's digest and the metadata of the stream.
+
+Folders, --out, resuming and exit status are as for compress. With --partial the undamaged levels
+of a damaged file are written (each is exact or missing), the damage is named, and the status is 1.
+"""
+_DECOMPRESS_EXAMPLES = """\
+examples:
+  python -m jaxcomp decompress street.jxc --codec RUN_DIRECTORY --out street.npz
+  python -m jaxcomp decompress streams/ --codec RUN_DIRECTORY --out features/ --partial
+"""
+
+
+def add(commands: Any) -> None:
+    """Adds the parsers."""
+    compress = add_parser(
+        commands,
+        "compress",
+        help="images or features -> .jxc",
+        description=_COMPRESS,
+        epilog=_COMPRESS_EXAMPLES,
+    )
+    compress.add_argument("inputs", nargs="+", metavar="INPUT", help="image, .npy, .npz or folder")
+    compress.add_argument("--codec", required=True, help="codec.npz or a run directory")
+    compress.add_argument("--detector", help="detector.npz; default: the one that ships")
+    compress.add_argument("--out", help="the .jxc, or a folder; default: beside the input")
+    compress.add_argument(
+        "--no-metadata",
+        action="store_true",
+        help="leave image size, scale and class names out: smaller streams, but boxes detected "
+        "from them alone are in the network's pixels",
+    )
+    add_file_options(compress)
+    compress.set_defaults(run=run_compress)
+
+    decompress = add_parser(
+        commands,
+        "decompress",
+        help=".jxc -> .npz of features",
+        description=_DECOMPRESS,
+        epilog=_DECOMPRESS_EXAMPLES,
+    )
+    decompress.add_argument("inputs", nargs="+", metavar="INPUT", help=".jxc or folder")
+    decompress.add_argument("--codec", required=True, help="codec.npz or a run directory")
+    decompress.add_argument(
+        "--out", help="the .npz, or a folder; default: NAME.features.npz beside the stream"
+    )
+    decompress.add_argument(
+        "--partial", action="store_true", help="write what is undamaged of a damaged file"
+    )
+    add_file_options(decompress)
+    decompress.set_defaults(run=run_decompress)
+
+
+def add_file_options(parser: argparse.ArgumentParser) -> None:
+    """The options of all commands that read streams or write many files."""
+    parser.add_argument("--recursive", action="store_true", help="also look into subfolders")
+    parser.add_argument(
+        "--overwrite", action="store_true", help="make again what is there and up to date"
+    )
+    parser.add_argument(
+        "--backend",
+        choices=BACKENDS,
+        default="numba",
+        help="who runs the entropy coder; all give the same (default numba)",
+    )
+
+
+def run_compress(args: argparse.Namespace) -> int:
+    """Runs `compress`."""
+    from jaxcomp import loaders
+    from jaxcomp.jobs import coding_files, file_sets
+
+    endings = (*file_sets.IMAGES, *file_sets.FEATURES)
+    selection, items = _items(args, endings, ".jxc")
+    worker = coding_files.Compressor(
+        loaders.load_codec(args.codec),
+        args.detector,
+        metadata=not args.no_metadata,
+        backend=args.backend,
+    )
+    return run_jobs(args, selection, items, worker)
+
+
+def run_decompress(args: argparse.Namespace) -> int:
+    """Runs `decompress`."""
+    from jaxcomp import loaders
+    from jaxcomp.jobs import coding_files, file_sets
+
+    ending = ".npz" if args.out else ".features.npz"  # never over the .npz that was compressed
+    selection, items = _items(args, file_sets.STREAMS, ending)
+    worker = coding_files.Decompressor(
+        loaders.load_codec(args.codec), partial=args.partial, backend=args.backend
+    )
+    return run_jobs(args, selection, items, worker)
+
+
+def run_jobs(args: argparse.Namespace, selection: Any, jobs: Any, worker: Any) -> int:
+    """Runs a worker over its jobs as the options say; returns the exit status."""
+    from jaxcomp.jobs import file_runs
+
+    return file_runs.run_files(
+        jobs,
+        worker,
+        up_to_date=(lambda _: False) if args.overwrite else worker.up_to_date,
+        junk=selection.junk,
+        single=selection.single,
+    )
+
+
+def weight_files(args: argparse.Namespace) -> list[Any]:
+    """The weights that a command reads, found before anything is loaded.
+
+    Raises:
+      CheckpointError: there are none at a path.
+    """
+    from jaxcomp import loaders
+
+    given = args.codec if isinstance(args.codec, list) else [args.codec]
+    found = [loaders.find_file(path, loaders.CODEC_FILE) for path in given if path]
+    if getattr(args, "detector", None):
+        found.append(loaders.find_file(args.detector, loaders.DETECTOR_FILE))
+    return found
+
+
+def _items(args: argparse.Namespace, endings: Any, ending: str) -> tuple[Any, Any]:
+    from jaxcomp.jobs import file_sets
+
+    weights = weight_files(args)
+    selection = file_sets.find_inputs(
+        args.inputs, endings, recursive=args.recursive, leave_out=args.out
+    )
+    return selection, file_sets.place_outputs(selection, args.out, ending, weights)

@@ -1,0 +1,88 @@
+"""`detect`."""
+
+from __future__ import annotations
+
+import argparse
+from typing import Any
+
+from jaxcomp.commands import add_parser
+from jaxcomp.commands.coding import add_file_options, run_jobs, weight_files
+from jaxcomp.errors import DataError
+
+_DESCRIPTION = """\
+Boxes from images, from features (.npz) or from streams (.jxc). The levels of --stream files replace
+those of the input, which may be left out where the streams hold all levels together; several codecs
+are told apart by the digest in the streams.
+
+Boxes are in pixels of the original image; streams carry its size, so it need not be there. Of a
+folder, all images, .npz and .jxc are taken; --stream then names folders that hold NAME.jxc (or the
+NAME.npz that decompress made of it) for each NAME. --out gets a JSON a frame and, for images, a
+picture NAME_detections.png beside it. Both are kept where they are newer than what they are made of
+and were made with the same detector, codecs and score.
+"""
+_EXAMPLES = """\
+examples:
+  python -m jaxcomp detect street.png --out boxes.json
+  python -m jaxcomp detect street.png --stream street.jxc --codec RUN_DIRECTORY --out boxes.json
+  python -m jaxcomp detect photos/ --stream streams/ --codec RUN_DIRECTORY --out boxes/
+  python -m jaxcomp detect features.npz --stream p4.jxc --codec RUN_DIRECTORY
+  python -m jaxcomp detect --stream p2.jxc --stream p3.jxc … --codec RUN_2 --codec RUN_3 …
+"""
+
+
+def add(commands: Any) -> None:
+    """Adds the parser."""
+    detect = add_parser(
+        commands,
+        "detect",
+        help="images, features or streams -> boxes as JSON and on pictures",
+        description=_DESCRIPTION,
+        epilog=_EXAMPLES,
+    )
+    detect.add_argument(
+        "inputs", nargs="*", metavar="INPUT", help="image, .npz, .jxc or folder of them"
+    )
+    detect.add_argument(
+        "--stream", action="append", default=[], metavar="PATH",
+        help=".jxc or .npz of the frame, or a folder of them; may be repeated",
+    )  # fmt: skip
+    detect.add_argument(
+        "--codec", action="append", default=[], metavar="PATH",
+        help="codec.npz or a run directory, needed for streams; may be repeated",
+    )  # fmt: skip
+    detect.add_argument("--detector", help="detector.npz; default: the one that ships")
+    detect.add_argument("--score", type=float, default=0.3, help="least score (default 0.3)")
+    detect.add_argument(
+        "--out", help="the .json, or a folder; default for one frame: print the boxes only"
+    )
+    detect.add_argument("--no-pictures", action="store_true", help="write no pictures")
+    add_file_options(detect)
+    detect.set_defaults(run=run_detect)
+
+
+def run_detect(args: argparse.Namespace) -> int:
+    """Runs `detect`."""
+    inputs: list[str] = args.inputs
+    streams: list[str] = args.stream
+    if not inputs and not streams:
+        raise DataError("detect needs an image, features or streams; see detect --help")
+    if any(path.lower().endswith(".jxc") for path in streams) and not args.codec:
+        raise DataError("--stream needs --codec, the model that made it")
+    from jaxcomp import loaders
+    from jaxcomp.jobs import detecting_files, file_sets
+
+    weights = weight_files(args)
+    endings: tuple[str, ...] = detecting_files.INPUTS
+    if not inputs:  # the first streams name the frames
+        inputs, streams, endings = streams[:1], streams[1:], file_sets.STREAMS
+    selection = file_sets.find_inputs(inputs, endings, recursive=args.recursive, leave_out=args.out)
+    frames = detecting_files.find_frames(
+        selection, streams, args.out, pictures=not args.no_pictures, protected=weights
+    )
+    finder = detecting_files.Finder(
+        loaders.load_detector(args.detector),
+        [loaders.load_codec(path) for path in args.codec],
+        score=args.score,
+        backend=args.backend,
+    )
+    return run_jobs(args, selection, frames, finder)

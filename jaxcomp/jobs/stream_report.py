@@ -1,0 +1,103 @@
+"""What a `.jxc` file holds and whether a codec fits it. Without a codec JAX is not needed."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from jaxcomp.codecs import bitstream
+from jaxcomp.errors import BitstreamError, DataError, TableMismatchError
+
+
+def describe_stream(path: Path, codec: Any = None) -> tuple[dict[str, Any], list[BitstreamError]]:
+    """The header, the streams and the metadata of a file, as far as they can be read.
+
+    Args:
+      path: the file.
+      codec: a `LevelCodec` to try on it; its streams are then decoded to integers.
+
+    Returns:
+      (what `inspect` prints, what is wrong with the file or does not fit the codec).
+
+    Raises:
+      DataError: the file cannot be read.
+    """
+    try:
+        blob = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error.strerror or error}") from error
+    description: dict[str, Any] = {"bytes": len(blob)}
+    if blob.startswith(bitstream.MAGIC) and len(blob) > len(bitstream.MAGIC):
+        description["version"] = blob[len(bitstream.MAGIC)]
+    try:
+        container, errors = _read(blob, codec.tables.channels if codec else 1)
+    except BitstreamError as error:
+        return description | {"errors": [_text(error)]}, [error]
+    channels = codec.codec.in_channels if codec else None
+    description |= _header(container)
+    description["streams"] = [_stream(stream, channels) for stream in container.streams]
+    if codec:
+        misfits = _misfits(container, codec)
+        errors += misfits
+        description["codec"] = {
+            "digest": codec.digest,
+            "tables": f"{codec.tables.digest:016x}",
+            "levels": list(codec.levels),
+            "matches": not misfits,
+        }
+    if errors:
+        description["errors"] = [_text(error) for error in errors]
+    return description, errors
+
+
+def _read(blob: bytes, channels: int) -> tuple[bitstream.Container, list[BitstreamError]]:
+    """The file as the strict reader sees it, or else what can be salvaged and what is wrong."""
+    try:
+        return bitstream.read(blob, channels=channels), []
+    except BitstreamError as error:
+        container, errors = bitstream.salvage(blob, channels=channels)
+        return container, errors or [error]
+
+
+def _header(container: bitstream.Container) -> dict[str, Any]:
+    return {
+        "kind": container.kind,
+        "tables": f"{container.digest:016x}",
+        "header_bytes": container.header_bytes,
+        "meta": container.meta,
+    }
+
+
+def _stream(stream: bitstream.Stream, channels: int | None) -> dict[str, Any]:
+    """One row; bits per value need the number of channels, which only the codec knows."""
+    bits, positions = 8 * len(stream.payload), stream.shape[0] * stream.shape[1]
+    row = {
+        "name": stream.name,
+        "shape": list(stream.shape) + ([channels] if channels else []),
+        "latent_shape": list(stream.latent_shape),
+        "lanes": stream.lanes,
+        "bytes": len(stream.payload),
+        "bits": bits,
+        "bits_per_position": bits / positions,
+    }
+    return row | ({"bits_per_value": bits / positions / channels} if channels else {})
+
+
+def _misfits(container: bitstream.Container, codec: Any) -> list[BitstreamError]:
+    """Why the codec cannot decode the streams; they are decoded to integers to know."""
+    from jaxcomp.codecs import coding
+
+    if container.digest != codec.tables.digest:
+        text = (
+            f"coded with tables {container.digest:016x}, the codec has {codec.tables.digest:016x}"
+        )
+        return [TableMismatchError(text)]
+    other = [s.name for s in container.streams if s.name not in codec.levels]
+    if other:
+        return [TableMismatchError(f"holds {other}, the codec is for {list(codec.levels)}")]
+    decoded = coding.decode_streams(codec.codec, codec.tables, container.streams)
+    return [one for one in decoded if isinstance(one, BitstreamError)]
+
+
+def _text(error: BitstreamError) -> str:
+    return f"{type(error).__name__}: {error}"
