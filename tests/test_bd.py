@@ -177,6 +177,10 @@ def test_subset_error_is_the_interval_over_drawn_sets():
     spread = bd.subset_error(rates, QUALITY + hard, rates * factors[:, None], QUALITY + hard)
     assert (spread.low, spread.high) == pytest.approx((-49.5, -30.5), abs=1e-6)
     assert spread.computed == 400
+    hard[7] = np.nan  # a set in which nothing could be measured
+    partly = bd.subset_error(rates, QUALITY + hard, rates * factors[:, None], QUALITY + hard)
+    assert (partly.computed, partly.failed) == (399, 1)
+    hard[7] = 0
     apart = bd.subset_error(rates[:5], QUALITY + hard[:5], rates[:5], QUALITY + 1 + hard[:5])
     assert apart.failed == 5 and np.isnan(apart.high)
     with pytest.raises(CurveError, match="same sets"):

@@ -35,10 +35,33 @@ def frames():
 def test_weighted_counts_equal_evaluating_the_drawn_lists(frames, threshold):
     weights = bootstrap.frame_weights(len(frames), 40, seed=5)
     samples = bootstrap.detection_samples(frames, CLASSES, weights, threshold)
+    full = 0
     for row, times in enumerate(weights):
         drawn = [f for f, n in zip(frames, times, strict=True) for _ in range(n)]
+        held = {int(label) for f in drawn for label in f.truth_labels}
+        full += held == {1, 2}  # the third class has no objects in any frame, and counts 0
         expected = voc_metrics(drawn, CLASSES, threshold)
-        assert {k: v[row] for k, v in samples.items()} == pytest.approx(expected, abs=1e-12)
+        for label in {1, 2} - held:
+            expected[f"ap{round(threshold * 100)}_{CLASSES[label - 1]}"] = np.nan
+        for name in ("map50", "map50_allpoint", "map75", "map75_allpoint"):
+            if name in expected:
+                expected[name] *= 3 / (1 + len(held))
+        got = {k: v[row] for k, v in samples.items()}
+        assert got == pytest.approx(expected, abs=1e-12, nan_ok=True)
+    assert 20 < full < 41
+
+
+def test_a_class_that_a_set_misses_by_chance_is_not_counted_as_zero():
+    box, none = np.array([[10.0, 10, 30, 30]]), np.zeros((0, 4))
+    one, two = (Frame(box, np.ones(1), np.full(1, c), box, np.full(1, c)) for c in (1, 2))
+    empty = Frame(none, np.zeros(0), np.zeros(0, int), none, np.zeros(0, int))
+    weights = np.array([[1, 1, 1], [2, 0, 1], [0, 3, 0], [0, 0, 3]])
+    samples = bootstrap.detection_samples([one, two, empty], ("Car", "Pedestrian"), weights)
+    assert samples["map50"].tolist() == pytest.approx([1, 1, 1, np.nan], nan_ok=True)
+    assert samples["ap50_Car"].tolist() == pytest.approx([1, 1, np.nan, np.nan], nan_ok=True)
+    assert bootstrap.interval(samples["map50"]) == (1.0, 1.0)
+    with_absent = bootstrap.detection_samples([one, two, empty], CLASSES, weights)["map50"]
+    assert with_absent[0] == pytest.approx(2 / 3)  # the third class has no objects at all
 
 
 def test_the_first_row_is_the_set_itself(frames):

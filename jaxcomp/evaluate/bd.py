@@ -305,7 +305,8 @@ def subset_error(
       level: share of the sets inside the interval.
 
     Raises:
-      CurveError: the arrays do not fit together, or a row is no curve (see `curve`).
+      CurveError: the arrays do not fit together, or a row is no curve (see `curve`). Rows with NaN
+        (nothing could be measured in that set) count as failed.
     """
     arrays = [np.asarray(a) for a in (anchor_rate, anchor_quality, test_rate, test_quality)]
     if any(a.ndim != 2 or len(a) != len(arrays[0]) for a in arrays):
@@ -313,6 +314,8 @@ def subset_error(
         raise CurveError(f"shapes {shapes}; all need [sets, points] with the same sets")
     values = []
     for a_rate, a_quality, t_rate, t_quality in zip(*arrays, strict=True):
+        if np.isnan(np.concatenate([a_rate, a_quality, t_rate, t_quality])).any():
+            continue
         anchor, test = curve(a_rate, a_quality, "anchor"), curve(t_rate, t_quality, "test")
         delta = measure(anchor, test, method)
         if delta.value is not None:

@@ -106,8 +106,10 @@ def detection_samples(
     """Every number of `detection.voc_metrics` in every set, without matching again.
 
     Equal to evaluating a list in which frame f stands weights[r, f] times in a row, unless one
-    frame has two detections of one class with the very same score. A class without objects in a
-    set counts 0, as it does there.
+    frame has two detections of one class with the very same score. One thing differs: where a set
+    happens to hold no object of a class that the data have, its AP is NaN and the mean is over the
+    other classes. Counting it 0 would draw the lower end of an interval down by the luck of the
+    draw alone. A class without any objects in the data counts 0, as in `voc_metrics`.
 
     Args:
       frames: the data set, F of them.
@@ -134,10 +136,21 @@ def _samples(
     lists: Sequence[_Matches], weights: np.ndarray, classes: Sequence[str], suffix: str
 ) -> dict[str, np.ndarray]:
     points = np.stack([np.stack(m.average_precision(weights)) for m in lists])  # [classes, 2, R]
-    out = {f"map{suffix}": points[:, 0].mean(0), f"map{suffix}_allpoint": points[:, 1].mean(0)}
+    # Not measured in a set that happens to hold none of a class, but 0 by convention of the whole.
+    missed = np.stack([(weights @ m.truth == 0) & (m.truth.sum() > 0) for m in lists])
+    points = np.where(missed[:, None], np.nan, points)
+    eleven, area = _mean_where_measured(points)
+    out = {f"map{suffix}": eleven, f"map{suffix}_allpoint": area}
     out |= {f"ap{suffix}_{name}": p for name, p in zip(classes, points[:, 0], strict=True)}
     out[f"f1_{suffix}"] = _Matches.pooled(lists).best_f1(weights)
     return out
+
+
+def _mean_where_measured(points: np.ndarray) -> np.ndarray:
+    """[classes, 2, R] to [2, R] over the classes that are not NaN; NaN where all are."""
+    there = ~np.isnan(points)
+    total, count = np.where(there, points, 0.0).sum(0), there.sum(0)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)
 
 
 class _Matches:
