@@ -13,6 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 
+from jaxcomp.codecs.rans import write_varint
 from jaxcomp.errors import (
     BitstreamError,
     CorruptStreamError,
@@ -186,6 +187,32 @@ def test_any_detection_body_decodes_or_is_a_typed_error(body, packed):
     assert found["boxes"].shape == (len(found["scores"]), 4)
 
 
+def detection_file(numbers, *, packed=False, cut=0):
+    body = b"".join(map(write_varint, numbers))
+    body = zlib.compress(body)[: -cut or None] if packed else body
+    data = anchors_boxes.MAGIC + bytes([packed]) + body
+    return data + struct.pack("<I", zlib.crc32(data))
+
+
+def test_detections_that_contradict_themselves_are_typed_errors():
+    whole = [1, 2, 55, 8, 8, 16, 16]
+    for packed in (False, True):
+        back = anchors_boxes.decode_detections(detection_file(whole, packed=packed))
+        assert back["boxes"].tolist() == [[1, 1, 3, 3]] and back["labels"].tolist() == [2]
+        assert back["scores"][0] == pytest.approx(200 / 255)
+    for numbers, message in (
+        ([*whole, 0], "1 bytes follow"),
+        ([1, 2, 256, 8, 8, 16, 16], "below 0"),
+        ([1 << 20, *whole], "1048576 detections announced"),
+    ):
+        with pytest.raises(CorruptStreamError, match=message):
+            anchors_boxes.decode_detections(detection_file(numbers))
+    with pytest.raises(CorruptStreamError, match="do not end"):
+        anchors_boxes.decode_detections(detection_file(whole, packed=True, cut=2))
+    with pytest.raises(VersionError, match="begins with"):
+        anchors_boxes.decode_detections(b"JXA" + detection_file(whole)[3:])
+
+
 def test_what_are_no_detections_is_refused():
     good = detections(3)
     for key, value, kind in (
@@ -233,6 +260,13 @@ def test_one_extreme_value_does_not_set_the_range():
         assert (high < 6).all() and (low > -6).all() and (high > 2).all()
 
 
+def test_ranges_end_at_values_of_the_map_outwards():
+    x = np.array([1.0, 2, 3, 4], np.float32).reshape(2, 2, 1)
+    low, high = stream.find_ranges(x, 60.0, per_channel=False)
+    assert (low, high) == (2, 3)
+    assert stream.find_ranges(x, 99.0, per_channel=False) == (1, 4)
+
+
 def test_maps_that_no_anchor_takes_are_refused():
     good = pyramid()
     cases = [
@@ -277,6 +311,11 @@ def test_the_container_says_what_is_wrong():
         stream.read(sealed(good[:-6]))
     with pytest.raises(CorruptStreamError, match="twice"):
         stream.read(sealed(good[:5] + b"\x02" + good[6:-4] * 2))
+    one = np.ones(1, np.float32)
+    for low, high in ((one, -one), (-one, one * np.nan), (-one * np.inf, one)):
+        bad = stream.Level("p2", (2, 3, 1), 8, low, high, b"abc")
+        with pytest.raises(CorruptStreamError, match="range that is not finite or upside down"):
+            stream.read(stream.write("zstd", [bad], per_channel=False))
     with pytest.raises(CorruptStreamError, match="empty map"):
         stream.read(sample_file(shape=(2, 0, 1)))
     with pytest.raises(StreamTooLargeError, match="values, 67108864 are allowed"):
@@ -408,13 +447,14 @@ def with_payload(blob, change, **fields):
 def test_hostile_quantised_files_are_typed_errors():
     zstandard = pytest.importorskip("zstandard")
     blob = anchors_feature.encode_quantised({"p3": pyramid()["p3"]}, 6, per_channel=False)
-    bomb = zstandard.ZstdCompressor().compress(bytes(10_000_000))
+    bomb = with_payload(blob, lambda _: zstandard.ZstdCompressor().compress(bytes(10_000_000)))
+    with pytest.raises(CorruptStreamError, match="unpacks to 10000000 bytes instead of"):
+        anchors_feature.decode_quantised(bomb)  # known before it is unpacked
     beyond = zstandard.ZstdCompressor().compress(bytes([64]) * pyramid()["p3"].size)
     for bad in (
         with_payload(blob, lambda p: b""),
         with_payload(blob, lambda p: p[:-9]),
         with_payload(blob, lambda p: p[:30] + bytes(len(p) - 30)),
-        with_payload(blob, lambda p: bomb),
         with_payload(blob, lambda p: beyond),
         with_payload(blob, lambda p: p, shape=(7, 11, 12)),
         with_payload(blob, lambda p: p, parameter=4),
@@ -483,12 +523,14 @@ def test_hostile_video_files_are_typed_errors():
     blob = anchors_video.encode_video({"p3": pyramid()["p3"]}, 27)
     zeros = np.zeros((640, 640), np.uint16)
     large = anchors_video._encode_plane(av, "hevc", zeros, 40, "gray10le")
+    with pytest.raises(CorruptStreamError) as refused:
+        anchors_video.decode_video(with_payload(blob, lambda _: large))
+    assert "it holds" not in str(refused.value)  # refused before a frame was made
     for bad in (
         with_payload(blob, lambda p: b""),
         with_payload(blob, lambda p: b"\0" * 40),
         with_payload(blob, lambda p: p[:40]),
         with_payload(blob, lambda p: p + p),
-        with_payload(blob, lambda p: large),
         with_payload(blob, lambda p: p, shape=(9, 11, 12)),
         with_payload(blob, lambda p: p, parameter=0),
         with_payload(blob, lambda p: p, parameter=13),

@@ -57,10 +57,11 @@ def test_a_shift_in_quality_is_returned_as_it_is(method):
 
 
 increments = st.lists(st.floats(0.01, 10.0), min_size=2, max_size=9)
+steps = st.lists(st.floats(0.01, 10.0) | st.floats(-10.0, -0.01), min_size=2, max_size=9)
 
 
-@given(increments, increments)
-@settings(max_examples=60, deadline=None)
+@given(increments, steps)
+@settings(max_examples=100, deadline=None)
 def test_slopes_and_integrals_equal_scipy(dx, dy):
     interpolate = pytest.importorskip("scipy.interpolate")
     n = min(len(dx), len(dy)) + 1
