@@ -9,6 +9,7 @@ import pytest
 from jaxcomp import checkpoint
 from jaxcomp.cli import main as cli
 from jaxcomp.codecs import bitstream
+from jaxcomp.errors import CheckpointError
 from jaxcomp.main import main as train_main
 
 ROOT = __file__.rsplit("/tests/", 1)[0]
@@ -71,6 +72,11 @@ def test_files_are_described(tmp_path, capsys):
         (["inspect", "--config=configs/fpn_level.py:level=7"], "level"),
         (["decompress", "a.jxc", "--codec", "nowhere"], "nowhere"),
         (["compress", "a.png", "--codec", "nowhere"], "nowhere"),
+        (["compress", "a.png", "--codec", "README.md"], "'a.png' does not exist"),
+        (["compress", "README.md", "--codec", "README.md"], "README.md"),
+        (["compress", "a.png", "--codec", "b", "--config=configs/fpn_level.py"], "only inspect"),
+        (["inspect", "nothing.jxc"], "nothing.jxc"),
+        (["inspect", "a.npz", "--codec", "b"], ".jxc"),
         (["detect", "a.png", "--stream", "a.jxc"], "--codec"),
         (["report", "nowhere"], "summary.json"),
     ],
@@ -80,6 +86,21 @@ def test_bad_input_is_one_line_and_status_one(argv, words, capsys, monkeypatch):
     assert cli(argv) == 1
     err = capsys.readouterr().err
     assert words in err and err.startswith("error:") and err.count("\n") == 1
+
+
+def test_an_interruption_is_told_in_one_line(capsys, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("jaxcomp.inspecting.describe_file", interrupt)
+    assert cli(["inspect", "a.npz"]) == 130
+    err = capsys.readouterr().err
+    assert err.startswith("interrupted") and err.count("\n") == 1
+
+
+def test_debug_shows_the_trace():
+    with pytest.raises(CheckpointError):
+        cli(["inspect", "nothing.npz", "--debug"])
 
 
 @pytest.mark.parametrize(

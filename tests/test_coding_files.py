@@ -1,99 +1,27 @@
-"""Folders of images, features and streams through the command line, with the shipped detector."""
+"""Images and features to streams and back through the command line: files, folders, damage."""
 
-import functools
-import json
 import os
 import subprocess
 import sys
 from pathlib import Path
 
-import jax
+import coding_toy
 import numpy as np
 import pytest
-from PIL import Image
+from coding_toy import flip, make_codec, older, run, times, two_levels
 
 import jaxcomp
 from jaxcomp import checkpoint, codecs, errors, loaders
 from jaxcomp.cli import main as cli
 from jaxcomp.codecs import bitstream
-from jaxcomp.codecs.factorised import FactorisedCodec, refresh_quantiles
-from jaxcomp.commands import coding
 from jaxcomp.jobs import feature_files, file_sets
 
+# The fixtures of this module.
+features = coding_toy.features
+one_detector = coding_toy.one_detector
+photos = coding_toy.photos
+weights = coding_toy.weights
 ROOT = Path(__file__).parents[1]
-MODEL = {"in_channels": 64, "n_hidden": 4, "n_channels": 4, "stages": 1, "dtype": "float32"}
-
-
-def make_codec(path, level, seed):
-    """A codec of random weights; another seed has other tables."""
-    codec = FactorisedCodec(**MODEL)
-    x = jax.ShapeDtypeStruct((1, 8, 8, 64), np.float32)
-    shapes = jax.eval_shape(codec.init, jax.random.key(0), x)
-    rng = np.random.default_rng(seed)
-    variables = jax.tree.map(lambda s: rng.normal(0, 0.1, s.shape).astype(np.float32), shapes)
-    variables["stats"] = jax.tree.map(np.ones_like, variables["stats"])
-    variables = refresh_quantiles(variables)
-    tables = np.frombuffer(codecs.build_tables(codec, variables).to_bytes(), np.uint8)
-    meta = {"kind": "codec", "level": level, "model": MODEL}
-    meta["detector_digest"] = loaders.load_detector().digest
-    checkpoint.export_npz(path, {**variables, "tables": tables}, meta)
-
-
-@pytest.fixture(scope="module")
-def weights(tmp_path_factory):
-    """codec0.npz … codec4.npz of the levels, and other.npz of P4 with other tables."""
-    folder = tmp_path_factory.mktemp("weights")
-    for level in range(5):
-        make_codec(folder / f"codec{level}.npz", level, level)
-    make_codec(folder / "other.npz", 2, 7)
-    return folder
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_detector():
-    """The commands load the same weights again and again: compile them once."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(loaders, "load_detector", functools.cache(loaders.load_detector))
-        yield
-
-
-@pytest.fixture
-def photos(tmp_path, monkeypatch):
-    """photos/{a,b}.png, photos/sub/c.png and junk, in the current directory."""
-    monkeypatch.chdir(tmp_path)
-    rng = np.random.default_rng(0)
-    (tmp_path / "photos" / "sub").mkdir(parents=True)
-    for name in ("a", "b", "sub/c"):
-        pixels = rng.integers(0, 255, (100, 150, 3), np.uint8)
-        Image.fromarray(pixels).save(tmp_path / "photos" / f"{name}.png")
-    (tmp_path / "photos" / "notes.txt").write_text("junk")
-    (tmp_path / "photos" / "bad.jpg").write_bytes(b"no image")
-    (tmp_path / "photos" / ".hidden.png").write_bytes(b"no image")
-    return tmp_path
-
-
-@pytest.fixture
-def features(tmp_path, monkeypatch):
-    """p4.npy in the current directory; returns its array."""
-    monkeypatch.chdir(tmp_path)
-    x = np.random.default_rng(1).normal(size=(6, 10, 64)).astype(np.float32)
-    np.save("p4.npy", x)
-    return x
-
-
-def run(capsys, *argv):
-    """(exit status, stdout, stderr) of a command."""
-    status = cli([str(word) for word in argv])
-    return (status, *capsys.readouterr())
-
-
-def times(folder):
-    return {p: p.stat().st_mtime_ns for p in sorted(folder.rglob("*")) if p.is_file()}
-
-
-def older(path):
-    """Makes a file older than whatever is written now."""
-    os.utime(path, (1e9, 1e9))
 
 
 def test_a_folder_of_images_with_junk(photos, weights, capsys):
@@ -201,7 +129,7 @@ def test_damaged_and_hostile_feature_files_are_refused(features, tmp_path):
     header = b"{'descr': '<f4', 'fortran_order': False, 'shape': (1000000, 1000000, 64), }"
     big = b"\x93NUMPY\x01\x00" + len(header + b"\n").to_bytes(2, "little") + header + b"\n"
     bad = {"cut.npy": blob[:-9], "empty.npy": b"", "expr.npy": huge, "big.npy": big}
-    bad |= {"cut.npz": archive[:-30], "text.npz": b"hello", "flip.npz": _flip(archive, 400)}
+    bad |= {"cut.npz": archive[:-30], "text.npz": b"hello", "flip.npz": flip(archive, 400)}
     for name, content in bad.items():
         Path(name).write_bytes(content)
         with pytest.raises(errors.DataError, match=name):
@@ -211,10 +139,6 @@ def test_damaged_and_hostile_feature_files_are_refused(features, tmp_path):
     for name in ("two.npz", "p3.npz"):
         with pytest.raises(errors.ShapeError, match="'p4' needed"):
             feature_files.read_features(name, ["p4"])
-
-
-def _flip(blob, position):
-    return blob[:position] + bytes([blob[position] ^ 1]) + blob[position + 1 :]
 
 
 def test_back_to_features_with_the_record_and_again(features, weights, capsys):
@@ -234,7 +158,7 @@ def test_back_to_features_with_the_record_and_again(features, weights, capsys):
     assert record == {"codec": model.digest, "meta": {"k": [1]}}
     before = times(Path("f"))
     assert "1 up to date" in run(capsys, *argv)[1] and times(Path("f")) == before
-    for damage in (lambda b: b[:-20], lambda b: _flip(b, 500)):
+    for damage in (lambda b: b[:-20], lambda b: flip(b, 500)):
         whole = Path("f/x.npz").read_bytes()
         Path("f/x.npz").write_bytes(damage(whole))
         assert "1 file," in run(capsys, *argv)[1]
@@ -256,13 +180,6 @@ def test_without_out_features_never_replace_the_file_that_was_compressed(feature
     assert Path("x.npz").read_bytes() == before and Path("x.features.npz").exists()
 
 
-def two_levels(codec, path):
-    """A file of P4 and, coded alike, a second map under the name that codecs of P4 do not know."""
-    x = np.random.default_rng(0).normal(size=(1, 8, 8, 64)).astype(np.float32)
-    model = (codec.codec, codec.variables, codec.tables)
-    Path(path).write_bytes(codecs.compress(*model, {"p4": x, "p5": x}, {"k": 1}))
-
-
 def test_partial_writes_what_is_undamaged_and_says_what_is_not(
     tmp_path, weights, capsys, monkeypatch
 ):
@@ -270,7 +187,7 @@ def test_partial_writes_what_is_undamaged_and_says_what_is_not(
     codec = jaxcomp.load_codec(weights / "codec2.npz")
     two_levels(codec, "x.jxc")
     blob = Path("x.jxc").read_bytes()
-    Path("x.jxc").write_bytes(_flip(blob, len(blob) - 1))  # damages p5
+    Path("x.jxc").write_bytes(flip(blob, len(blob) - 1))  # damages p5
     argv = ("decompress", "x.jxc", "--codec", weights / "codec2.npz", "--out", "x.npz")
     status, _, err = run(capsys, *argv)
     assert status == 1 and "checksum" in err and not Path("x.npz").exists()
@@ -283,158 +200,9 @@ def test_partial_writes_what_is_undamaged_and_says_what_is_not(
     whole, _ = codec.decompress_partial(Path("x.jxc").read_bytes())
     np.testing.assert_array_equal(np.load("x.npz")["p4"], whole["p4"])
     first = blob.index(b"p4")
-    Path("x.jxc").write_bytes(_flip(_flip(blob, len(blob) - 1), first + 12))
+    Path("x.jxc").write_bytes(flip(flip(blob, len(blob) - 1), first + 12))
     Path("x.npz").unlink()
     assert run(capsys, *argv, "--partial")[0] == 1 and not Path("x.npz").exists()
-
-
-def test_inspect_tells_shapes_bits_and_whether_the_codec_fits(features, weights, capsys):
-    codec = weights / "codec2.npz"
-    assert run(capsys, "compress", "p4.npy", "--codec", codec)[0] == 0
-    status, out, err = run(capsys, "inspect", "p4.jxc", "--codec", codec)
-    got = json.loads(out)
-    stream = got["streams"][0]
-    assert (status, err) == (0, "") and got["codec"]["matches"] is True and got["version"] == 1
-    assert got["codec"]["digest"] == checkpoint.load_npz(codec)[1]["digest"]
-    assert stream["shape"] == [6, 10, 64] and stream["bits"] == 8 * stream["bytes"]
-    assert stream["bits_per_value"] == pytest.approx(8 * stream["bytes"] / features.size)
-    assert got["bytes"] == got["header_bytes"] + stream["bytes"] == Path("p4.jxc").stat().st_size
-    assert "bits_per_value" not in json.loads(run(capsys, "inspect", "p4.jxc")[1])["streams"][0]
-    status, out, err = run(capsys, "inspect", "p4.jxc", "--codec", weights / "other.npz")
-    assert status == 1 and json.loads(out)["codec"]["matches"] is False
-    assert "TableMismatchError" in err and err.count("\n") == 1
-
-
-def test_inspect_prints_what_is_left_of_damaged_streams(tmp_path, weights, capsys):
-    path = tmp_path / "x.jxc"
-    two_levels(jaxcomp.load_codec(weights / "codec2.npz"), path)
-    blob = path.read_bytes()
-    cases = (
-        (_flip(blob, len(blob) - 1), "CorruptStreamError", ["p4"]),
-        (blob[:-5], "TruncatedStreamError", ["p4"]),
-        (blob + b"x", "CorruptStreamError", ["p4", "p5"]),
-        (blob[:9], "TruncatedStreamError", None),
-        (blob[:3] + b"\x07" + blob[4:], "VersionError", None),
-        (b"", "", None),
-    )
-    for damaged, kind, names in cases:
-        path.write_bytes(damaged)
-        status, out, err = run(capsys, "inspect", path)
-        got = json.loads(out)
-        assert status == 1 and kind in err and kind in got["errors"][0]
-        assert got["bytes"] == len(damaged)
-        if names is None:
-            assert "streams" not in got
-        else:
-            assert [s["name"] for s in got["streams"]] == names and got["meta"] == {"k": 1}
-    # A stream that the codec's level does not cover: undamaged, but not for this model.
-    path.write_bytes(blob)
-    assert run(capsys, "inspect", path, "--codec", weights / "codec2.npz")[0] == 1
-
-
-def test_detection_from_streams_alone_is_that_of_their_features_with_the_image(
-    photos, weights, capsys
-):
-    streams = []
-    for level in range(5):
-        codec = ("--codec", weights / f"codec{level}.npz")
-        argv = ("compress", "photos/a.png", *codec, "--out", f"s{level}/a.jxc")
-        assert run(capsys, *argv)[0] == 0
-        streams += ["--stream", f"s{level}/a.jxc", *codec]
-    low = ("--score", "0.001", "--out")
-    assert run(capsys, "detect", *streams, *low, "alone.json")[0] == 0
-    assert run(capsys, "detect", "photos/a.png", *streams, *low, "with.json")[0] == 0
-    alone, both = (json.loads(Path(f"{n}.json").read_text()) for n in ("alone", "with"))
-    assert alone["boxes"] == "pixels of the image" and alone["image_size"] == [100, 150]
-    assert alone["detections"] == both["detections"]
-    assert Path("with_detections.png").exists() and not Path("alone_detections.png").exists()
-    folders = [word.replace("/a.jxc", "") if "/a." in str(word) else word for word in streams]
-    assert run(capsys, "detect", *folders, *low, "boxes")[0] == 0
-    assert json.loads(Path("boxes/a.json").read_text())["detections"] == alone["detections"]
-    status, _, err = run(capsys, "detect", "s2/a.jxc", *streams[8:12])
-    assert status == 1 and "p2 p3 p5 p6 missing" in err.replace("p4 ", "")
-
-
-def test_detection_from_features_and_their_record(photos, weights, capsys):
-    detector = loaders.load_detector()
-    pixels = np.random.default_rng(0).integers(0, 255, (64, 208, 3), np.uint8)
-    Image.fromarray(pixels).save("photos/a.png")  # fills the network's canvas
-    image, meta = detector.prepare("photos/a.png")
-    pyramid = detector.get_fpn_features(image)
-    record = {"meta": {name: value[0].tolist() for name, value in meta.items()}}
-    feature_files.write_features("all.npz", pyramid, record)
-    feature_files.write_features("bare.npz", pyramid, {})
-    low = ("--score", "0.0", "--out")
-    for name in ("photos/a.png", "all.npz", "bare.npz"):
-        assert run(capsys, "detect", name, *low, f"{Path(name).stem}.json")[0] == 0
-    direct, stored, bare = (json.loads(Path(f"{n}.json").read_text()) for n in ("a", "all", "bare"))
-    assert direct["detections"] and stored["detections"] == direct["detections"]
-    assert bare["boxes"] == "pixels of the network" and bare["image_size"] is None
-    scale = float(meta["scale"][0, 0])
-    one, two = (np.array([row["box"] for row in d["detections"]]) for d in (bare, direct))
-    np.testing.assert_allclose(one, two * scale, rtol=1e-5, atol=1e-4)
-    # What decompress made of a stream stands for the stream.
-    codec = ("--codec", weights / "codec2.npz")
-    assert run(capsys, "compress", "photos/a.png", *codec, "--out", "a.jxc")[0] == 0
-    assert run(capsys, "decompress", "a.jxc", *codec, "--out", "p4.npz")[0] == 0
-    stream = ("detect", "photos/a.png", "--stream", "a.jxc", *codec, *low, "one.json")
-    assert run(capsys, *stream)[0] == 0
-    assert run(capsys, "detect", "photos/a.png", "--stream", "p4.npz", *low, "two.json")[0] == 0
-    one, two = (json.loads(Path(f"{n}.json").read_text()) for n in ("one", "two"))
-    assert one["detections"] == two["detections"] != direct["detections"]
-
-
-def test_detection_in_folders_resumes(photos, weights, capsys):
-    (photos / "photos" / "bad.jpg").unlink()
-    codec = ("--codec", weights / "codec2.npz")
-    assert run(capsys, "compress", "photos", *codec, "--out", "s")[0] == 0
-    argv = ["detect", "photos", "--stream", "s", *codec, "--out", "boxes", "--score", "0.1"]
-    status, out, err = run(capsys, *argv)
-    assert status == 0 and out.startswith("2 files") and "notes.txt" in err
-    assert sorted(p.name for p in Path("boxes").iterdir()) == [
-        *("a.json", "a_detections.png", "b.json", "b_detections.png")
-    ]
-    before = times(Path("boxes"))
-    assert "2 up to date" in run(capsys, *argv)[1] and times(Path("boxes")) == before
-    Path("boxes/a.json").write_text('{"source": ')
-    Path("boxes/b_detections.png").unlink()
-    assert run(capsys, *argv)[1].startswith("2 files")
-    argv[-1] = "0.2"
-    assert run(capsys, *argv)[1].startswith("2 files")
-    Path("s/b.jxc").unlink()
-    status, out, err = run(capsys, *argv)
-    assert status == 1 and "b.jxc" in err and "1 up to date" in out
-
-
-@pytest.mark.parametrize(
-    ("meta", "words"),
-    [
-        ({"image_size": "x", "scale": [1, 1], "original_size": [1, 1]}, "positive"),
-        ({"image_size": [1], "scale": [1, 1], "original_size": [1, 1]}, "positive"),
-        ({"image_size": [1, 1], "scale": [0, 1], "original_size": [1, 1]}, "positive"),
-        ({"image_size": [128, 192], "scale": [1, 1], "original_size": [7, 9]}, "different sizes"),
-    ],
-)
-def test_metadata_of_other_frames_or_without_sense_are_refused(
-    meta, words, photos, weights, capsys
-):
-    codec = jaxcomp.load_codec(weights / "codec2.npz")
-    blob = codec.compress(np.zeros((1, 8, 26, 64), np.float32), meta)
-    Path("x.jxc").write_bytes(blob)
-    argv = ("--stream", "x.jxc", "--codec", weights / "codec2.npz")
-    status, _, err = run(capsys, "detect", "photos/a.png", *argv)
-    assert status == 1 and words in err and "x.jxc" in err and err.count("\n") == 1
-
-
-def test_streams_of_an_unknown_codec_are_refused_by_every_command(features, weights, capsys):
-    other = ("--codec", weights / "other.npz")
-    assert run(capsys, "compress", "p4.npy", *other)[0] == 0
-    codec = ("--codec", weights / "codec2.npz")
-    for argv in (("decompress", "p4.jxc"), ("decompress", "p4.jxc", "--partial"),
-                 ("inspect", "p4.jxc"), ("detect", "p4.jxc")):  # fmt: skip
-        status, _, err = run(capsys, *argv, *codec)
-        assert status == 1 and "tables" in err and err.count("\n") == 1 and "p4.jxc" in err
-    assert run(capsys, "detect", "p4.jxc", "--codec", weights / "codec3.npz")[0] == 1
 
 
 def test_a_full_or_forbidden_place_stops_all(features, weights, capsys):
@@ -482,30 +250,9 @@ def test_choice_of_inputs_and_outputs(tmp_path, monkeypatch):
         find(["d"], [".bmp"])
 
 
-def test_a_reader_that_has_enough_ends_the_command_quietly(tmp_path):
-    streams = [bitstream.Stream("p4", (6, 10), 1, 1, b"x" * 9)]
-    (tmp_path / "x.jxc").write_bytes(bitstream.write("factorised", 1, streams))
-    argv = [sys.executable, "-m", "jaxcomp", "inspect", str(tmp_path / "x.jxc")]
-    reader, writer = os.pipe()
-    os.close(reader)  # as `| head` does, only sooner
-    done = subprocess.run(argv, stdout=writer, stderr=subprocess.PIPE, cwd=ROOT, timeout=60)
-    os.close(writer)
-    assert (done.returncode, done.stderr) == (141, b"")
-
-
-def test_help_teaches_and_needs_no_heavy_library():
-    code = (
-        "import sys\nfrom jaxcomp import cli\n"
-        "for words in ([], ['compress'], ['decompress'], ['detect'], ['inspect']):\n"
-        "    try: cli.main([*words, '--help'])\n"
-        "    except SystemExit as end: assert end.code == 0\n"
-        "print([n for n in ('jax', 'numpy', 'flax', 'PIL', 'tqdm', 'numba') if n in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
-    )
-    assert done.stdout.endswith("\n[]\n") and done.stdout.count("examples:") == 4
-
-
-def test_the_backends_offered_are_those_there_are():
-    assert coding.BACKENDS == codecs.rans.BACKENDS
+def test_the_digest_of_a_codec_is_that_of_its_file(weights):
+    codec = jaxcomp.load_codec(weights / "codec2.npz")
+    meta = {name: value for name, value in codec.meta.items() if name != "digest"}
+    fresh = loaders.LevelCodec(codec.codec, codec.variables, codec.tables, meta)
+    assert fresh.digest == codec.digest == codec.meta["digest"]
+    assert loaders.load_codec(weights / "other.npz").digest != codec.digest

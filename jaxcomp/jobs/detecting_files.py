@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxcomp.codecs import bitstream
 from jaxcomp.data.images import read_image
-from jaxcomp.errors import DataError, ShapeError, TableMismatchError
+from jaxcomp.errors import BitstreamError, DataError, ShapeError, TableMismatchError
 from jaxcomp.evaluate.pictures import draw_detections
 from jaxcomp.jobs import feature_files, file_sets
 from jaxcomp.jobs.coding_files import decode, read_bytes
@@ -226,11 +226,14 @@ class Finder:
 
     def _decode(self, path: Path) -> tuple[dict[str, Any], dict[str, np.ndarray] | None]:
         blob = read_bytes(path)
-        wanted = bitstream.read(blob).digest
-        for codec in self.codecs:
-            if codec.tables.digest == wanted:
-                features, meta, _ = decode(codec, blob, backend=self.backend)
-                return dict(features), sizes(path, meta)
+        try:
+            wanted = bitstream.read(blob).digest
+            for codec in self.codecs:
+                if codec.tables.digest == wanted:
+                    features, meta, _ = decode(codec, blob, backend=self.backend)
+                    return dict(features), sizes(path, meta)
+        except BitstreamError as error:
+            raise type(error)(f"{str(path)!r}: {error}") from error
         held = ", ".join(f"{c.tables.digest:016x}" for c in self.codecs) or "none"
         raise TableMismatchError(
             f"{str(path)!r} was coded with tables {wanted:016x}; the codecs given (--codec) have "

@@ -133,5 +133,6 @@ def run_files(
 def _complain(job: Job, error: object) -> None:
     """One line on stderr, above the progress bar, that names the file."""
     text = str(error).replace("\n", " ")
-    named = text if str(job.source) in text else f"{job.source}: {text}"
+    path = str(job.source)
+    named = text if text.startswith(path) or repr(path) in text else f"{path}: {text}"
     tqdm.tqdm.write(f"error: {named}", file=sys.stderr)
