@@ -157,7 +157,7 @@ def test_real_frame_through_the_shipped_weights(finished, shared, tmp_path, caps
     out = str(tmp_path / "boxes.json")
     argv = ["detect", str(image), "--stream", stream, "--codec", str(finished), "--out", out]
     assert cli([*argv, "--score", "0.05"]) == 0
-    rows = json.loads(Path(out).read_text())
+    rows = json.loads(Path(out).read_text())["detections"]
     assert all(0 <= row["box"][0] <= row["box"][2] <= 1250 for row in rows)
     assert (tmp_path / "boxes_detections.png").stat().st_size > 1000
 
