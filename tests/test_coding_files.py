@@ -256,3 +256,23 @@ def test_the_digest_of_a_codec_is_that_of_its_file(weights):
     fresh = loaders.LevelCodec(codec.codec, codec.variables, codec.tables, meta)
     assert fresh.digest == codec.digest == codec.meta["digest"]
     assert loaders.load_codec(weights / "other.npz").digest != codec.digest
+
+
+def test_damage_anywhere_in_feature_files_is_a_typed_error_or_harmless(features):
+    """Flips in headers and directories, where numpy and zipfile raise all kinds of errors."""
+    np.savez("a.npz", p4=features, __meta__=np.frombuffer(b'{"meta": 1}', np.uint8))
+    rng = np.random.default_rng(0)
+    refused = 0
+    for name in ("a.npz", "p4.npy"):
+        blob = Path(name).read_bytes()
+        for trial in range(200):
+            damaged = bytearray(blob)
+            place = rng.integers(0, 200) if trial % 2 else len(blob) - rng.integers(1, 300)
+            damaged[place] ^= 1 << rng.integers(0, 8)
+            Path(f"x{name}").write_bytes(damaged)
+            try:
+                feature_files.read_features(f"x{name}", ["p4"])
+            except errors.JaxcompError as error:
+                refused += 1
+                assert f"x{name}" in str(error)
+    assert refused > 100

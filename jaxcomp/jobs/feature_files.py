@@ -14,6 +14,9 @@ import io
 import json
 import math
 import os
+import struct
+import tokenize
+import warnings
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -27,9 +30,11 @@ from jaxcomp.workdir import atomic_write
 
 RECORD = "__meta__"
 MAX_BYTES = 1 << 31  # of one file's arrays: MAX_VALUES of the decoder in float64
+MAX_RECORD = 1 << 21  # of its record: twice the metadata that a stream may carry
 _UNREADABLE = (
     OSError, ValueError, KeyError, EOFError, TypeError, AttributeError, RecursionError,
     NotImplementedError, RuntimeError, MemoryError, zipfile.BadZipFile, zlib.error, SyntaxError,
+    struct.error, tokenize.TokenError,
 )  # fmt: skip
 
 
@@ -110,21 +115,32 @@ def _read_arrays(
 
 def _read_array(file: IO[bytes], size: int) -> np.ndarray:
     """One array of numpy's format, refused before it is allocated if its file is too short."""
-    version = np.lib.format.read_magic(file)
-    old = version == (1, 0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # headers of Python 2 are read with one
+        shape, dtype = _read_header(file)
+        file.seek(0)
+        _check_size(shape, dtype, size)
+        return np.lib.format.read_array(file, allow_pickle=False)
+
+
+def _read_header(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    old = np.lib.format.read_magic(file) == (1, 0)
     read = np.lib.format.read_array_header_1_0 if old else np.lib.format.read_array_header_2_0
     shape, _, dtype = read(file)
+    return shape, dtype
+
+
+def _check_size(shape: tuple[int, ...], dtype: np.dtype, size: int) -> None:
     if min(shape, default=0) < 0 or math.prod(shape) * dtype.itemsize > min(size, MAX_BYTES):
         raise ValueError(f"truncated: {size} bytes do not hold an array {shape} of {dtype}")
-    file.seek(0)
-    return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _parse_record(archive: zipfile.ZipFile) -> dict[str, Any]:
     if f"{RECORD}.npy" not in archive.namelist():
         return {}
     with archive.open(f"{RECORD}.npy") as member:
-        text = _read_array(member, archive.getinfo(f"{RECORD}.npy").file_size)
+        size = archive.getinfo(f"{RECORD}.npy").file_size
+        text = _read_array(member, min(size, MAX_RECORD))
     return dict(json.loads(text.tobytes()))
 
 
