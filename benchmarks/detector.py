@@ -1,7 +1,6 @@
 """Time and memory of the full-size detector's forward pass, beside PyTorch with the same weights.
 
     python benchmarks/detector.py                # 384 x 1280, the goal is a ratio of 1.0
-    python benchmarks/detector.py --threads 1
 
 Parts: `head` (body and pyramid), `proposal convolutions`, `box head` (1,000 regions), and
 `everything`: for us with proposals, suppression and RoIAlign, for PyTorch the sum of those parts
@@ -32,21 +31,20 @@ def main() -> int:
     """Prints the table; exit status 1 if the outputs differ."""
     parser = common.parser(__doc__)
     parser.add_argument("--repeats", type=int, default=5, help="alternating runs (default 5)")
-    parser.add_argument("--threads", type=int, default=os.cpu_count(), help="of PyTorch")
     args = parser.parse_args()
-    records = _measure(args.repeats, args.threads)
+    records = _measure(args.repeats)
     common.finish(records, args.json)
     return 0 if all(r["met"] for r in records if r["name"] == "largest difference") else 1
 
 
-def _measure(repeats: int, threads: int) -> list[dict[str, Any]]:
+def _measure(repeats: int) -> list[dict[str, Any]]:
     ours, compile_seconds, temp = _ours()
     records = [
         common.record("compile head and tail", compile_seconds, "s"),
         common.record("XLA's working memory", temp / 2**20, "MiB"),
         common.record("peak memory, PyTorch not loaded", _peak_gib(), "GiB", goal=6.0),
     ]
-    theirs, difference = _theirs(threads, ours)
+    theirs, difference = _theirs(ours)
     records.append(common.record("largest difference", difference, "of the range", goal=LIMIT))
     times = common.interleave(
         [functools.partial(_seconds, f) for f in (*ours["runs"].values(), *theirs.values())],
@@ -121,7 +119,7 @@ def _ours() -> tuple[dict[str, Any], float, int]:
     return {"runs": runs, "variables": variables, "outputs": outputs, **inputs}, seconds, temp
 
 
-def _theirs(threads: int, ours: dict[str, Any]) -> tuple[dict[str, Callable[[], Any]], float]:
+def _theirs(ours: dict[str, Any]) -> tuple[dict[str, Callable[[], Any]], float]:
     """PyTorch's parts with our weights, and how far its outputs are from ours."""
     try:
         import torch
@@ -133,7 +131,7 @@ def _theirs(threads: int, ours: dict[str, Any]) -> tuple[dict[str, Callable[[], 
     from jaxcomp.interop.detector_weights import detector_to_torch
     from jaxcomp.models.transform import normalise_image
 
-    torch.set_num_threads(threads)
+    torch.set_num_threads(os.cpu_count() or 1)
     peer = Peer().eval()
     state = detector_to_torch(ours["variables"], ours["cfg"])
     peer.load_state_dict({k: torch.tensor(np.asarray(v)) for k, v in state.items()})

@@ -3,6 +3,9 @@
     python -m jaxcomp.main --config=configs/detector.py          # embedded scenes
     python -m jaxcomp.main --config=configs/detector.py:kitti    # the documents' full size
 
+The `kitti` profile reads KITTI from --config.data.dir=FOLDER or KITTI_ROOT and can start from
+torchvision's weights, --config.model.pretrained=FILE.pth.
+
 Arguments: `embedded` (default) or `kitti`. See README.md for the cost and the accuracy.
 """
 
@@ -95,6 +98,7 @@ def get_config(arg_string: str = ""):
         config.evaluation.pictures_every = 1
         training.update(optimiser="sgd", batch_size=16, epochs=20, learning_rate=0.002)
         training.update(accumulation=2, clip_norm=0.0)
+        training.early_stopping.update(patience=7, min_delta=1e-4)
         training.lr_schedule.update(name="warmup_cosine", warmup_epochs=2, min_lr=1e-6)
     else:
         config.data.update(train_size=2000)

@@ -4,6 +4,9 @@
     python -m jaxcomp.main --config=configs/fpn_level.py:level=0          # P2
     python -m jaxcomp.main --config=configs/fpn_level.py:kitti,level=2    # the documents' recipe
 
+The `kitti` profile reads KITTI from --config.data.dir=FOLDER or KITTI_ROOT, and needs a detector of
+256 channels: what `configs/detector.py:kitti` left, or --config.detector.path=FILE_OR_RUN.
+
 Arguments: `embedded` (default) or `kitti`; `level=0..4` is P2..P6. The cost and the results on
 named hardware stand in README.md. The loss is MSE + rate_weight * bits per feature position, so a
 larger `--config.training.rate_weight` gives fewer bits.
@@ -30,6 +33,7 @@ def get_config(arg_string: str = ""):
     if kitti:
         config.data.update(name="kitti", train_size=0, val_size=0, max_boxes=64)
         config.data.update(resize="stretch", height=384, width=1280)
+        config.detector.path = "checkpoints/detection/run_0.002000_16"  # of detector.py:kitti
         config.model.update(in_channels=256, n_hidden=128, n_channels=192, stages=4)
         training.update(batch_size=8, epochs=100, learning_rate=5e-5, weight_decay=1e-4)
         training.lr_schedule.update(patience=8)

@@ -346,6 +346,11 @@ def _check_combinations(config: ConfigDict) -> None:
             "config.training.loss_scale=1; set loss_scale to 1024 or so, or use 'bfloat16'.",
         ),
         (
+            config.data.min_side > config.data.max_side,
+            f"config.data.min_side={config.data.min_side} must not be more than "
+            f"config.data.max_side={config.data.max_side}.",
+        ),
+        (
             alerts.rate_ratio_low >= alerts.rate_ratio_high,
             f"config.alerts.rate_ratio_low={alerts.rate_ratio_low:g} must be less than "
             f"config.alerts.rate_ratio_high={alerts.rate_ratio_high:g}.",

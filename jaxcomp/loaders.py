@@ -36,6 +36,7 @@ from jaxcomp.tasks.detect import detector_config
 
 SHIPPED_DETECTOR = "detector_scenes.npz"
 DETECTOR_FILE, CODEC_FILE = "detector.npz", "codec.npz"
+FOREIGN = (".pth", ".pt", ".safetensors")
 PIXEL_BUCKET = 128  # images are padded to multiples of it before they are resized
 
 
@@ -103,10 +104,18 @@ def _complete(path: Path, kind: str) -> Iterator[None]:
 
 
 def _read_detector(path: Path, bucket: int) -> Detector:
+    if path.suffix in FOREIGN:
+        raise CheckpointError(
+            f"{str(path)!r} is a file of another framework: bring it in with `python -m jaxcomp "
+            "import-weights`, and give the .npz that it makes"
+        )
     tree, meta = _read_kind(path, "detector")
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
     with _complete(path, "detector"):
-        _ = [meta[name] for name in ("classes", "height", "width")]
+        needed = ("classes", "height", "width")
+        if meta.get("resize", "none") != "none":
+            needed += ("min_side", "max_side")
+        _ = [meta[name] for name in needed]
         model = FasterRCNN(detector_config(meta["model"]))
         wanted = jax.eval_shape(
             functools.partial(model.init, train=True),
@@ -156,11 +165,15 @@ class Detector:
         """How often the network itself was compiled: once a half and shape."""
         return self._head._cache_size() + self._tail._cache_size()
 
-    def prepare(self, image: Any) -> tuple[Frames | np.ndarray, dict[str, np.ndarray]]:
+    def prepare(
+        self, image: Any, rule: Mapping[str, Any] | None = None
+    ) -> tuple[Frames | np.ndarray, dict[str, np.ndarray]]:
         """Brings any image to the network's size.
 
         Args:
           image: a path, or uint8 RGB [H, W, 3].
+          rule: {"resize", "height", "width", "min_side", "max_side"} instead of the detector's own,
+            as `LevelCodec.input` has it: a codec should see what it was trained on.
 
         Returns:
           (input for `get_fpn_features`, meta), where meta {"image_size", "scale",
@@ -171,33 +184,35 @@ class Detector:
         """
         if isinstance(image, str | os.PathLike):
             image = read_image(image)
-        if self.meta.get("resize", "none") == "none":
-            return self._fit(np.asarray(image))
-        return self._frames(check_image(image))
+        rule = rule or self.meta
+        if rule.get("resize", "none") == "none":
+            return self._fit(np.asarray(image), rule)
+        return self._frames(check_image(image), rule)
 
-    def _fit(self, image: np.ndarray) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    def _fit(
+        self, image: np.ndarray, rule: Mapping[str, Any]
+    ) -> tuple[np.ndarray, dict[str, np.ndarray]]:
         """Networks of one size see the image shrunk or grown into it."""
-        fitted, fit = fit_image(image, self.meta["height"], self.meta["width"])
+        fitted, fit = fit_image(image, rule["height"], rule["width"])
         original = np.asarray([[fit.height, fit.width]], np.float32)
         scale = np.full((1, 2), fit.scale, np.float32)
         size = np.minimum(np.round(original * scale), fitted.shape[:2])
         return fitted[None], {"image_size": size, "scale": scale, "original_size": original}
 
-    def _frames(self, image: np.ndarray) -> tuple[Frames, dict[str, np.ndarray]]:
-        """The image as it is, with the size that the network's rule gives it."""
+    def _frames(
+        self, image: np.ndarray, rule: Mapping[str, Any]
+    ) -> tuple[Frames, dict[str, np.ndarray]]:
+        """The image as it is, with the size that the rule gives it."""
         native = image.shape[:2]
-        size = self._network_size(*native)
+        size = (rule["height"], rule["width"])
+        if rule["resize"] == "shortest":
+            size = shortest_size(*native, rule["min_side"], rule["max_side"])
         room = canvas_size(*native, PIXEL_BUCKET)
         pixels = np.zeros((1, *room, 3), np.uint8)
         pixels[0, : native[0], : native[1]] = image
         original, new = (np.asarray([x], np.float32) for x in (native, size))
         frames = Frames(pixels, original, new, canvas_size(*size, self.bucket))
         return frames, {"image_size": new, "scale": new / original, "original_size": original}
-
-    def _network_size(self, height: int, width: int) -> tuple[int, int]:
-        if self.meta["resize"] == "stretch":
-            return self.meta["height"], self.meta["width"]
-        return shortest_size(height, width, self.meta["min_side"], self.meta["max_side"])
 
     def get_fpn_features(self, image: Any) -> dict[str, jax.Array]:
         """The pyramid {"p2", ..., "p6"}, each [B, H_l, W_l, C] float32.
@@ -321,6 +336,11 @@ class LevelCodec:
         self.meta = dict(meta)
         self.level = LEVELS[meta["level"]]
         self.levels = (self.level,)
+
+    @property
+    def input(self) -> Mapping[str, Any] | None:
+        """How images reached the network in training: the `rule` of `Detector.prepare`."""
+        return self.meta.get("input")
 
     @functools.cached_property
     def digest(self) -> str:

@@ -58,12 +58,15 @@ class DataSplits:
       validation: makes a fresh iterator over the held-out batches, always in the same order. The
         last batch is padded to the full size; `batch["mask"]` ([B] float32, 1 = real) marks rows.
       train_once: like `validation`, over the training rows: each once, in order, not augmented.
+      fingerprint: what tells these data from others where the config alone does not; a run goes on
+        with the same one only.
     """
 
     train: Callable[[], Any]
     steps_per_epoch: int
     validation: Callable[[], Iterator[Batch]]
     train_once: Callable[[], Iterator[Batch]] | None = None
+    fingerprint: str = ""
 
 
 @runtime_checkable

@@ -18,6 +18,7 @@ import json
 import math
 import os
 import platform
+import shutil
 import subprocess
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -87,12 +88,14 @@ class Workdir:
     Attributes:
       path: the directory.
       resumed: whether it existed with this config before.
+      made: whether this process made the directory.
       started: `time.time()` of opening, for `summary.json`.
     """
 
-    def __init__(self, path: Path, lock: IO[str], resumed: bool):
+    def __init__(self, path: Path, lock: IO[str], resumed: bool, made: bool = False):
         self.path = path
         self.resumed = resumed
+        self.made = made
         self.started = time.time()
         self._lock = lock
 
@@ -112,6 +115,15 @@ class Workdir:
     def finish(self, summary: Mapping[str, Any]) -> Path:
         """Writes `summary.json`, which marks the run as finished; call it last."""
         return self.write_json("summary.json", summary)
+
+    def discard_unused(self) -> None:
+        """Removes a directory of this process's making in which nothing was trained.
+
+        So a mistyped path does not take the name of the run that follows.
+        """
+        trained = any(p.is_file() for p in (self.path / "checkpoints").rglob("*"))
+        if self.made and not trained:
+            shutil.rmtree(self.path, ignore_errors=True)
 
     def close(self) -> None:
         """Gives the lock back."""
@@ -210,6 +222,7 @@ def open_workdir(
     digest = config_lib.digest(config)
     parent = Path(root) / name
     path = Path(explicit) if explicit else find_unfinished(parent, digest)
+    made = path is None
     with disk_errors(path or parent):
         if path is None:
             path = _new_directory(parent, run_name(config, datetime.datetime.now()))
@@ -222,7 +235,7 @@ def open_workdir(
         if found is None:
             _check_new(path)
             _write_start(path, config, digest, argv)
-        return Workdir(path, lock, resumed=found is not None)
+        return Workdir(path, lock, resumed=found is not None, made=made)
     except BaseException:
         lock.close()
         raise

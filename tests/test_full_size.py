@@ -45,13 +45,11 @@ features = detector.get_fpn_features(image)
 blob = level.compress(features)
 restored = level.decompress(blob)
 found = detector.detect_from_features({**features, **restored}, meta)
-again = detector.detect_from_features(features, meta)
-whole = detector.detect(sys.argv[1])
 peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 print(json.dumps({
     "shapes": {k: v.shape[1:] for k, v in features.items()}, "bytes": len(blob),
     "finite": bool(np.isfinite(found["boxes"]).all()), "peak_gib": peak,
-    "split": float(np.abs(again["boxes"] - whole["boxes"]).max()),
+    "found": int(found["valid"].sum()),
     "inside": bool((found["boxes"][..., 2] <= meta["original_size"][0, 1] + 0.01).all()),
 }))
 """
@@ -67,8 +65,7 @@ def test_a_real_frame_goes_through_at_full_size(shared):
     assert run.returncode == 0, run.stderr[-2000:]
     out = json.loads(run.stdout.splitlines()[-1])
     assert out["shapes"]["p4"] == [26, 84, 256] and out["shapes"]["p6"] == [7, 21, 256]
-    assert out["bytes"] > 31 and out["finite"] and out["inside"]
-    assert out["split"] == 0.0
+    assert out["bytes"] > 31 and out["finite"] and out["inside"] and out["found"] > 0
     assert out["peak_gib"] <= LIMIT_GIB, out
 
 
@@ -100,6 +97,7 @@ def test_the_full_network_overfits_real_frames(shared):
     for _ in range(STEPS):
         state, metrics = step(state, frozen, batch, np.uint32(0))
         losses.append(float(metrics["loss"]))
+        assert metrics["finite"], "a gradient is not finite"
     print("losses", *(f"{loss:.3f}" for loss in losses))
     assert np.isfinite(losses).all()
     assert min(losses) < 0.25 * losses[0]

@@ -174,7 +174,7 @@ def test_frozen_stages_get_no_update():
 
 def test_training_starts_from_given_weights(weights, variables):
     start = initial_variables(str(weights), SMALL, 0)
-    task = make_task(initial=start)
+    task = make_task(initial=lambda: start)
     params, stats, _ = task.init(jax.random.key(7), batch())
     jax.tree.map(np.testing.assert_array_equal, params, dict(variables["params"]))
     jax.tree.map(np.testing.assert_array_equal, stats["batch_stats"], variables["batch_stats"])
@@ -199,4 +199,7 @@ def test_half_precision_trains(dtype):
 
 def test_unknown_rules_in_a_config_are_refused():
     with pytest.raises(ConfigError, match="resize"):
-        load_config("configs/detector.py", ["data.resize='square'"])
+        load_config("configs/detector.py", ["data.resize=square"])
+    assert load_config("configs/detector.py", ["data.resize=stretch"]).data.resize == "stretch"
+    with pytest.raises(ConfigError, match="max_side"):
+        load_config("configs/detector.py", ["data.min_side=900", "data.max_side=100"])

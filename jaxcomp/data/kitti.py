@@ -14,6 +14,8 @@ from __future__ import annotations
 import collections
 import dataclasses
 import functools
+import hashlib
+import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -48,6 +50,15 @@ class KittiData:
     layout: str
     splits: Mapping[str, Sequence[Annotation]]
     read: Read
+
+    def fingerprint(self) -> str:
+        """SHA-256 (hex) of names, sizes and labels of all frames, wherever the folder lies."""
+        content = [
+            (split, a.name, a.height, a.width, [dataclasses.astuple(item) for item in a.objects])
+            for split, annotations in self.splits.items()
+            for a in annotations
+        ]
+        return hashlib.sha256(json.dumps(content).encode()).hexdigest()
 
     def canvas(self) -> tuple[int, int]:
         """(height, width) that hold every image of both splits, in multiples of 32."""
@@ -237,7 +248,8 @@ def splits_of(loaded: KittiData, config: Any, batch_size: int) -> DataSplits:
     )  # fmt: skip
     train = make(loaded.splits["train"], augment=data.augment)
     held_out = make(loaded.splits["validation"])
-    return pipeline.make_data_splits(
+    splits = pipeline.make_data_splits(
         (train.gather, len(train)), (held_out.gather, len(held_out)), batch_size, config.seed,
         threads=data.num_threads,
     )  # fmt: skip
+    return dataclasses.replace(splits, fingerprint=loaded.fingerprint())

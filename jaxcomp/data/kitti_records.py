@@ -33,8 +33,8 @@ class KittiRecords:
       augment: flip and jitter when the pipeline gives a generator.
       cache: keep decoded images in memory, as many as fit.
       workers: threads that decode.
-      fatal: an image that does not decode is an error; otherwise its row is a black image that lies
-        in an ignored region, which neither teaches nor counts.
+      fatal: an image that does not decode is an error; otherwise its row is black and has the mask
+        0, so that it neither teaches nor counts (though batch statistics see it in training).
 
     Raises:
       DataError: an image does not fit the network's canvas; the message names it.
@@ -96,8 +96,8 @@ class KittiRecords:
         Returns:
           image uint8 [B, Hn, Wn, 3] (native pixels, zeros at the bottom and right), native_size
           and image_size float32 [B, 2] (height, width in native and in network pixels), image_id
-          int32 [B] (the row in the split), and boxes, labels, valid, ignore as
-          `kitti_targets.make_targets` gives them.
+          int32 [B] (the row in the split), mask float32 [B] (0: not decoded), and boxes, labels,
+          valid, ignore as `kitti_targets.make_targets` gives them.
         """
         rows = np.asarray(indices, np.int64)
         batch = {key: np.take(value, rows, axis=0) for key, value in self._targets.items()}
@@ -118,6 +118,7 @@ class KittiRecords:
 
         with concurrent.futures.ThreadPoolExecutor(self.workers) as pool:
             decoded = list(pool.map(fill, range(len(rows))))
+        batch["mask"] = np.array(decoded, np.float32)
         for place in np.flatnonzero(~np.array(decoded, bool)):
             _blank(batch, int(place))
         if changes is not None:
@@ -154,8 +155,9 @@ def _stack_targets(
         rows.append({"native_size": native, "image_size": network, **row})
     if crowded:
         _LOG.warning(
-            "kitti: %d frames have more than %d objects that count, the smallest are left out "
-            "(first: %s); raise config.data.max_boxes", len(crowded), max_boxes, crowded[0],
+            "kitti: %d frames have more than %d objects and regions to ignore; the smallest "
+            "regions, then objects are left out (first: %s); raise config.data.max_boxes",
+            len(crowded), max_boxes, crowded[0],
         )  # fmt: skip
     stacked = {key: np.stack([np.asarray(row[key]) for row in rows]) for key in rows[0]}
     return {k: v.astype(np.float32) if k.endswith("_size") else v for k, v in stacked.items()}

@@ -41,8 +41,8 @@ def make_targets(
 
     Returns:
       boxes float32 [N, 4] xyxy in network pixels, clipped to the image; labels int32 [N] (0 for
-      other types); valid bool [N] (counts), ignore bool [N]; "left_out" int, the objects that count
-      but found no row.
+      other types); valid bool [N] (counts), ignore bool [N]; "left_out" int, how many
+      objects and regions found no row.
     """
     names = {*classes, "DontCare", *(n for c in classes for n in NEIGHBOURS.get(c, ()))}
     objects = [item for item in objects if item.type in names]
@@ -67,7 +67,7 @@ def make_targets(
     flags[:, :used] = counts[order], ~counts[order]
     padded = np.zeros(max_boxes, np.int32)
     padded[:used] = labels[order]
-    left_out = max(0, int(counts.sum()) - max_boxes)
+    left_out = len(boxes) - used
     return {
         "boxes": rows, "labels": padded, "valid": flags[0], "ignore": flags[1], "left_out": left_out
     }  # fmt: skip

@@ -65,13 +65,17 @@ class TrainBatches:
 
 
 def _with_mask(batch: dict[str, np.ndarray], size: int) -> dict[str, np.ndarray]:
-    """Pads to `size` rows by repeating the first one and adds `mask`."""
+    """Pads to `size` rows by repeating the first one and adds `mask`.
+
+    A gather may bring a mask of its own, 0 for rows that it could not read.
+    """
     real = len(next(iter(batch.values())))
+    batch = {"mask": np.ones(real, np.float32), **batch}
     if real < size:
         batch = {
             k: np.concatenate([v, np.repeat(v[:1], size - real, axis=0)]) for k, v in batch.items()
         }
-    return {**batch, "mask": (np.arange(size) < real).astype(np.float32)}
+    return {**batch, "mask": batch["mask"] * (np.arange(size) < real).astype(np.float32)}
 
 
 def train_iterator(batches: TrainBatches, threads: int = 1, ahead: int = 2) -> Any:

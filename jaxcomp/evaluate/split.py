@@ -89,6 +89,7 @@ def evaluate_level(
     pictures: int = 4,
     progress: Callable[[int], None] = lambda frames: None,
     observe: Callable[[str, Mapping[str, Any], Mapping[str, Any]], None] = lambda *_: None,
+    frame_name: Callable[[int], str] = "{:06d}".format,
 ) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
     """Codes every held-out frame to a file, decodes the file, and detects before and after.
 
@@ -102,6 +103,7 @@ def evaluate_level(
       pictures: frames of which images, features and detections are kept for the report.
       progress: called with the number of frames done.
       observe: called with "before" or "after", each batch and its detections.
+      frame_name: what the file of an `image_id` is called.
 
     Returns:
       (metrics, arrays for the report). All rates are counted from the files.
@@ -118,7 +120,7 @@ def evaluate_level(
         restored = original.copy()
         bits = np.asarray(coder.ideal_bits(features[coder.level]))
         for row in rows:
-            path = streams / f"{int(batch['image_id'][row]):06d}.jxc"
+            path = streams / f"{frame_name(int(batch['image_id'][row]))}.jxc"
             stale.discard(path)
             restored[row] = _code_one(coder, original[row : row + 1], path, totals)
             _count(totals, coder, original[row], restored[row], bits[row], pixels[row], path)

@@ -29,7 +29,7 @@ from jaxcomp.interop.torch_weights import read_weights
 from jaxcomp.jobs.job import Job, canvas_of, variables_of, write_arrays
 from jaxcomp.jobs.kitti_scores import kitti_scores
 from jaxcomp.jobs.weights import WRITERS
-from jaxcomp.loaders import DETECTOR_FILE, Detector, load_detector
+from jaxcomp.loaders import DETECTOR_FILE, Detector, find_file, load_detector
 from jaxcomp.log import LOG
 from jaxcomp.models.faster_rcnn import DetectorConfig, FasterRCNN
 from jaxcomp.models.transform import frames_of
@@ -54,14 +54,19 @@ def build(config: Any) -> Job:
         sampling_config(config.sampling),
         canvas_of(config),
         frozen_stages=config.model.get("frozen_stages", 0),
-        initial=initial_variables(config.model.get("pretrained", ""), cfg, config.seed),
+        initial=functools.partial(
+            initial_variables, config.model.get("pretrained", ""), cfg, config.seed
+        ),
     )
+    if config.model.get("pretrained", ""):
+        find_file(config.model.pretrained, DETECTOR_FILE)  # before the data are read
     splits = data.make_splits(config)
     return Job(
         task=task,
         splits=splits,
         callbacks=(functools.partial(_write_predictions, config, task, splits),),
         evaluate=functools.partial(_evaluate, config, task, splits),
+        fingerprint=splits.fingerprint,
     )
 
 
@@ -79,16 +84,17 @@ def initial_variables(path: str, cfg: DetectorConfig, seed: int) -> dict[str, An
     """
     if not path:
         return None
-    if Path(path).suffix in WRITERS:
-        weights = read_weights(path)
+    file = find_file(path, DETECTOR_FILE)
+    if file.suffix in WRITERS:
+        weights = read_weights(file)
         variables, report = detector_from_torch(
-            weights, cfg, replace_head=True, seed=seed, source=repr(path)
+            weights, cfg, replace_head=True, seed=seed, source=repr(str(file))
         )
-        LOG.info("Starting from %s: %d tensors.", path, report.tensors)
+        LOG.info("Starting from %s: %d tensors.", file, report.tensors)
         if report.replaced:
             LOG.info("Its predictor has %d classes: a new one.", report.file_classes)
         return variables
-    detector = load_detector(path)
+    detector = load_detector(file)
     own = dataclasses.asdict(cfg)
     wanted = {k: v for k, v in own.items() if k in SHAPES}
     found = {k: v for k, v in dataclasses.asdict(detector.model.cfg).items() if k in SHAPES}
@@ -97,7 +103,7 @@ def initial_variables(path: str, cfg: DetectorConfig, seed: int) -> dict[str, An
         raise CheckpointError(
             f"config.model.pretrained={path!r} is a detector of other sizes (file, config): {other}"
         )
-    LOG.info("Starting from %s.", path)
+    LOG.info("Starting from %s.", file)
     return detector.variables
 
 

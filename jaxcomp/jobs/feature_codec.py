@@ -39,13 +39,14 @@ from jaxcomp.workdir import atomic_write
 
 STATISTICS_BATCHES = 64  # enough frames for a mean and a scale when features are not cached
 ANALYSIS_EPOCHS = 5
+INPUT = ("resize", "height", "width", "min_side", "max_side")  # how images reach the network
 
 
 def build(config: Any) -> Job:
     """The job of a `configs/fpn_level.py` config."""
-    detector = load_detector(config.detector.path)
-    images = data.make_splits(with_classes(config, detector))
+    detector = _load_detector(config)
     _check_channels(config, detector)
+    images = data.make_splits(with_classes(config, detector))
     level = LEVELS[config.level]
     if config.data.cache_features:
         splits, training = _cached_splits(config, detector, level, images)
@@ -76,7 +77,18 @@ def build(config: Any) -> Job:
         splits=splits,
         callbacks=(functools.partial(_write_epoch, config, task, decode, splits),),
         evaluate=functools.partial(_evaluate, config, task, detector, images),
+        fingerprint=images.fingerprint,
     )
+
+
+def _load_detector(config: Any) -> Detector:
+    try:
+        return load_detector(config.detector.path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} (config.detector.path; `python -m jaxcomp.main --config=configs/detector.py"
+            "[:kitti]` trains one, `python -m jaxcomp import-weights` brings torchvision's)"
+        ) from error
 
 
 def with_classes(config: Any, detector: Detector) -> Any:
@@ -92,8 +104,8 @@ def _check_channels(config: Any, detector: Detector) -> None:
     if channels != config.model.in_channels:
         raise CheckpointError(
             f"the detector {config.detector.path or '(shipped)'!r} has {channels} channels per "
-            f"level, but config.model.in_channels={config.model.in_channels}; set it to {channels} "
-            "or choose another detector"
+            f"level, but config.model.in_channels={config.model.in_channels}; give another "
+            "--config.detector.path=FILE_OR_RUN, or change in_channels"
         )
 
 
@@ -205,6 +217,7 @@ def _export(config: Any, codec: Any, variables: Any, detector: Detector, path: P
         "rate_weight": config.training.rate_weight,
         "loss": LOSS_CONVENTION,
         "detector": config.detector.path or "shipped",
+        "input": {name: config.data[name] for name in INPUT},
         "detector_digest": detector.digest,
         "seed": config.seed,
     }
@@ -258,6 +271,7 @@ def _evaluate(
     codec = _export(config, task.codec, variables, detector, workdir / CODEC_FILE)
     official = kitti_scores(with_classes(config, detector), detector.classes)
     metrics, arrays = evaluate_level(
+        frame_name=official.name if official else "{:06d}".format,
         head=lambda batch: detector.head(frames_of(batch, canvas_of(config))),
         tail=detector.tail,
         coder=level_coder(codec),

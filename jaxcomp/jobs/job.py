@@ -25,12 +25,14 @@ class Job:
       callbacks: called with a `train.EpochSummary` after every epoch.
       evaluate: `evaluate(result, workdir, progress) -> metrics` runs after training: it writes the
         weights and whatever the report shows, and returns JSON values for `summary.json`.
+      fingerprint: of the data, see `DataSplits`.
     """
 
     task: Task
     splits: DataSplits
     callbacks: Sequence[Callable[..., None]]
     evaluate: Callable[[FitResult, Path, Callable[[int], None]], Mapping[str, Any]]
+    fingerprint: str = ""
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

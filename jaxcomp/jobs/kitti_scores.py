@@ -8,10 +8,11 @@ from typing import Any
 
 import numpy as np
 
-from jaxcomp.data.kitti_format import KittiObject, format_labels
+from jaxcomp.data.kitti_format import KittiObject, format_labels, parse_labels
 from jaxcomp.evaluate.detection import native_factors
 from jaxcomp.evaluate.kitti import evaluate
 from jaxcomp.evaluate.kitti_frames import KittiFrame
+from jaxcomp.evaluate.kitti_rules import TYPES
 from jaxcomp.workdir import atomic_write
 
 NO_BOX = {"truncated": -1.0, "occluded": -1, "alpha": -10.0, "rotation_y": -10.0}
@@ -52,22 +53,41 @@ class KittiScores:
             **NO_BOX,
         )
 
+    def name(self, image_id: int) -> str:
+        """The frame's name in KITTI's folders."""
+        return self.annotations[image_id].name
+
     def finish(self, folder: Path) -> dict[str, Any]:
-        """Writes `folder/VARIANT/FRAME.txt` in the official form and evaluates every variant.
+        """Writes result files in the official form and evaluates what they hold.
+
+        `folder/VARIANT/FRAME.txt` are the detections, `folder/labels/FRAME.txt` the labels,
+        whatever layout they came from, of the frames in `folder/frames.txt`: those that were seen.
 
         Returns:
-          {variant: {class or "mean": {"2d": {"r40", "r11": {difficulty: percent}}}}}.
+          {variant: {"scores": {class or "mean": {"2d": {"r40", "r11": {difficulty: percent}}}},
+          "objects": {class: {difficulty: how many count}}, "notes"}}; classes that KITTI's
+          evaluation does not know are left out.
         """
-        truth = [KittiFrame.from_objects(a.objects, a.name) for a in self.annotations]
-        scores = {}
+        seen = sorted(set.intersection(*(set(store) for store in self._found.values())))
+        atomic_write(folder / "frames.txt", "".join(f"{self.name(i)}\n" for i in seen))
+        truth = [self._frame(folder / "labels", i, self.annotations[i].objects) for i in seen]
+        known = {name.lower() for name in TYPES} | {t.lower() for f in truth for t in f.type}
+        classes = [name for name in self.classes if name.lower() in known]
+        results = {}
         for variant, store in self._found.items():
-            frames = []
-            for i, item in enumerate(self.annotations):
-                objects = store.get(i, [])
-                atomic_write(folder / variant / f"{item.name}.txt", format_labels(objects))
-                frames.append(KittiFrame.from_objects(objects, item.name))
-            scores[variant] = evaluate(truth, frames, self.classes, ("2d",))["scores"]
-        return scores
+            frames = [
+                self._frame(folder / variant, i, [o for o in store[i] if o.type in classes])
+                for i in seen
+            ]
+            result = evaluate(truth, frames, classes, ("2d",)) if classes else {}
+            results[variant] = {k: result.get(k, {}) for k in ("scores", "objects", "notes")}
+        return results
+
+    def _frame(self, folder: Path, i: int, objects: Sequence[KittiObject]) -> KittiFrame:
+        """Writes the objects of a frame and reads them again, rounded as the files are."""
+        text = format_labels(list(objects))
+        atomic_write(folder / f"{self.name(i)}.txt", text)
+        return KittiFrame.from_objects(parse_labels(text, self.name(i)), self.name(i))
 
 
 def kitti_scores(config: Any, classes: Sequence[str]) -> KittiScores | None:

@@ -17,12 +17,14 @@ import jax
 from jaxcomp import checkpoint, log, sharding, train
 from jaxcomp import config as config_lib
 from jaxcomp import workdir as workdir_lib
-from jaxcomp.errors import CheckpointError
+from jaxcomp.errors import CheckpointError, JaxcompError
 from jaxcomp.jobs import build_job, check_job, run_location
 from jaxcomp.log import LOG
 from jaxcomp.progress import Progress
 from jaxcomp.report.reading import read_arrays, read_json, read_records, read_summary
 from jaxcomp.types import TrainState
+
+DATA_RECORD = "data.json"
 
 
 def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: float) -> Any:
@@ -60,7 +62,11 @@ def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: f
         print(f"run directory: {directory.path}{' (resuming)' if directory.resumed else ''}")
         with log.open_handlers(directory.path, sharding.is_primary()):
             _use_compilation_cache()
-            _train_and_evaluate(config, argv, directory, mode, started)
+            try:
+                _train_and_evaluate(config, argv, directory, mode, started)
+            except JaxcompError:
+                directory.discard_unused()
+                raise
         return _show(directory.path)
 
 
@@ -72,6 +78,7 @@ def _train_and_evaluate(
     try:
         evaluated = _trained(directory, timing) if mode == "eval" else None
         job = build_job(config)
+        _check_data(job, directory)
         if evaluated:
             _check_frozen(job, directory)
         result = evaluated or _train(job, config, directory, timing)
@@ -90,6 +97,22 @@ def _train_and_evaluate(
     with workdir_lib.disk_errors(directory.path):
         _write_page(directory.path, summary)
     directory.finish(summary)
+
+
+def _check_data(job: Any, directory: workdir_lib.Workdir) -> None:
+    """Records which data a run is trained on, and refuses to go on with others.
+
+    Raises:
+      CheckpointError: the record names other data.
+    """
+    known = read_json(directory.path / DATA_RECORD).get("fingerprint")
+    if known is None:
+        directory.write_json(DATA_RECORD, {"fingerprint": job.fingerprint})
+    elif known != job.fingerprint:
+        raise CheckpointError(
+            f"{str(directory.path)!r} was started on other data (frames, sizes or labels differ); "
+            "give the folder it had, or another --workdir"
+        )
 
 
 def _write_page(path: Path, summary: Mapping[str, Any]) -> None:

@@ -99,6 +99,7 @@ COLUMNS: tuple[tuple[str, Callable[[Summary], str]], ...] = (
         lambda s: f"{number(s.get('encode_ms'), ',.1f')} / {number(s.get('decode_ms'), ',.1f')}",
     ),
 )
+FEW_OBJECTS = 41  # KITTI samples a curve at 41 recalls
 _RATE_WEIGHT = ("rate weight", lambda s: number(_setting(s, "rate_weight"), "g"))
 
 
@@ -228,14 +229,19 @@ def _detector_rows(s: Summary) -> list[tuple[str, str, str]]:
 
 def kitti_rows(s: Summary) -> list[tuple[str, str, str]]:
     """KITTI's own 2-D average precision by variant and class: easy, moderate, hard."""
-    rows = []
-    for variant, classes in (s.get("kitti") or {}).items():
-        for name, metrics in classes.items():
+    rows, levels = [], ("easy", "moderate", "hard")
+    for variant, result in (s.get("kitti") or {}).items():
+        for name, metrics in result["scores"].items():
             values = (metrics.get("2d") or {}).get("r40") or {}
-            if all(values.get(d) is None for d in ("easy", "moderate", "hard")):
+            if all(values.get(d) is None for d in levels):
                 continue  # no object of the class
-            text = " / ".join(number(values.get(d), ".2f") for d in ("easy", "moderate", "hard"))
+            text = " / ".join(number(values.get(d), ".2f") for d in levels)
             note = f"per cent, 40 recalls; easy / moderate / hard, {variant}"
+            counts = result["objects"].get(name)
+            if counts:
+                note += f"; {' / '.join(str(counts[d]) for d in levels)} objects"
+                if min(counts[d] for d in levels) < FEW_OBJECTS:
+                    note += ", too few to reach 100"
             rows.append((f"KITTI AP {name}", text, note))
     return rows
 

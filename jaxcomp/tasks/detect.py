@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -40,7 +40,7 @@ class DetectTask:
         canvas: tuple[int, int],
         *,
         frozen_stages: int = 0,
-        initial: Mapping[str, PyTree] | None = None,
+        initial: Callable[[], Mapping[str, PyTree] | None] = lambda: None,
     ):
         """Describes the task.
 
@@ -50,7 +50,7 @@ class DetectTask:
           canvas: (rows, columns) of the network's input, for batches of native images.
           frozen_stages: parts of the body whose parameters never move: 1 the stem, 2 with the
             first stage, up to 5, the whole body.
-          initial: variables to start from; random ones without.
+          initial: gives the variables to start from, None for random ones; called by `init`.
         """
         self.model = model
         self.sampling = sampling
@@ -60,7 +60,7 @@ class DetectTask:
 
     def init(self, rng: Array, batch: Batch) -> tuple[PyTree, PyTree, PyTree]:
         """Random parameters, or the given ones; nothing travels beside the state."""
-        variables = self.initial
+        variables = self.initial()
         if variables is None:
             image = frames_of({k: v[:1] for k, v in batch.items()}, self.canvas)
             size = image_sizes(batch)[:1]
