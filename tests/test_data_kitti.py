@@ -653,7 +653,7 @@ def test_objects_that_count_go_first_and_the_rest_is_told(tmp_path, caplog):
     assert found["valid"].all() and found["left_out"] == 2  # an object and the region
     assert (found["boxes"][:, 2] / 3).tolist() == [14, 13, 12, 11]
     make_splits(config_of(object_folder(tmp_path), max_boxes=1))
-    assert "4 frames have more than 1 objects that count" in caplog.text
+    assert "4 frames have more than 1 objects and regions" in caplog.text
 
 
 @given(

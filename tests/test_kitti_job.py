@@ -9,6 +9,7 @@ from PIL import Image
 
 from jaxcomp import cli
 from jaxcomp import main as main_module
+from jaxcomp.codecs import bitstream
 from jaxcomp.data.kitti_format import parse_labels
 from jaxcomp.jobs.kitti_scores import KittiScores
 from jaxcomp.loaders import load_codec, load_detector
@@ -101,6 +102,11 @@ def test_a_codec_trains_on_native_images(folder, trained, tmp_path):
     features = detector.get_fpn_features(prepared)
     blob = codec.compress(features)
     assert blob == (tmp_path / "run" / "streams" / "000000.jxc").read_bytes()
+    argv = ["compress", str(image), "--codec", str(tmp_path / "run"), "--detector", str(trained),
+            "--out", str(tmp_path / "f.jxc")]  # fmt: skip
+    assert cli.main(argv) == 0
+    streams = bitstream.read((tmp_path / "f.jxc").read_bytes()).streams
+    assert [s.payload for s in streams] == [s.payload for s in bitstream.read(blob).streams]
     restored = codec.decompress(blob)
     found = detector.detect_from_features({**features, **restored}, meta)
     assert np.isfinite(found["boxes"]).all() and found["boxes"].max() <= 240.01

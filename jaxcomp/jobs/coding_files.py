@@ -99,7 +99,7 @@ class Compressor:
             features, record = feature_files.read_features(source, self.codec.levels)
             return features, record.get("meta")
         detector = self.detector
-        image, meta = detector.prepare(str(source))
+        image, meta = detector.prepare(str(source), self.codec.input)
         plain = {name: [_number(v) for v in value[0]] for name, value in meta.items()}
         classes = {"classes": list(detector.classes)}
         return detector.get_fpn_features(image), {**plain, **classes}

@@ -20,7 +20,13 @@ import numpy as np
 
 from jaxcomp.codecs import bitstream
 from jaxcomp.data.images import read_image
-from jaxcomp.errors import BitstreamError, DataError, ShapeError, TableMismatchError
+from jaxcomp.errors import (
+    BitstreamError,
+    CheckpointError,
+    DataError,
+    ShapeError,
+    TableMismatchError,
+)
 from jaxcomp.evaluate.pictures import draw_detections
 from jaxcomp.jobs import feature_files, file_sets
 from jaxcomp.jobs.coding_files import decode, read_bytes
@@ -123,11 +129,16 @@ class Finder:
           backend: of the entropy decoder.
 
         Raises:
-          CheckpointError: a codec was trained on another detector.
+          CheckpointError: a codec was trained on another detector, or on other image sizes.
         """
         for codec in codecs:
             codec.check_detector(detector)
         self.detector, self.codecs, self.score, self.backend = detector, codecs, score, backend
+        self.rule = codecs[0].input if codecs else None
+        if any(codec.input != self.rule for codec in codecs):
+            raise CheckpointError(
+                "the codecs were trained on images of different sizes; give those of one size"
+            )
         self._made_with: dict[str, Any] = {
             "score": score,
             "detector": detector.digest,
@@ -214,7 +225,7 @@ class Finder:
 
     def _read(self, path: Path, is_image: bool) -> tuple[dict[str, Any], Any]:
         if is_image:
-            image, meta = self.detector.prepare(str(path))
+            image, meta = self.detector.prepare(str(path), self.rule)
             return dict(self.detector.get_fpn_features(image)), meta
         if path.suffix.lower() in file_sets.STREAMS:
             return self._decode(path)
