@@ -29,7 +29,7 @@ def point_features(pillars: Pillars, grid: PillarGrid, max_points: int) -> Array
     """
     points, pillar = pillars.points, pillars.pillar
     place = points[..., :3]
-    total = gather_rows(segment_reduce(place, pillar, max_points, jnp.add), starts(pillars))
+    total = gather_rows(segment_sum(place, pillar, max_points), starts(pillars))
     mean = total / jnp.maximum(pillars.counts, 1)[..., None].astype(points.dtype)
     columns = grid.shape[1]
     cells = jnp.stack([pillars.cells % columns, pillars.cells // columns], -1)
@@ -59,29 +59,42 @@ def gather_rows(values: Array, rows: Array) -> Array:
     return jnp.take_along_axis(values, rows[..., None], 1, mode="promise_in_bounds")
 
 
-def segment_reduce(values: Array, owner: Array, longest: int, combine) -> Array:
-    """Reduces runs of equal owners; the result stands in the first row of each run.
+def segment_sum(values: Array, owner: Array, longest: int) -> Array:
+    """Sums runs of equal owners; the result stands in the first row of each run.
 
-    By doubling: after k rounds a row holds the reduction of the next 2^k rows of its run. Every
-    round is one elementwise pass; a scatter of rows takes longer on every backend.
+    By doubling: after k rounds a row holds the sum of the next 2^k rows of its run. The order of
+    the additions is fixed, unlike that of a scatter on a GPU.
 
     Args:
       values: [B, N, C].
       owner: int [B, N], equal ones adjacent.
       longest: upper bound on the length of a run.
-      combine: associative, of two arrays.
 
     Returns:
       [B, N, C].
     """
     step = 1
     while step < min(longest, values.shape[1]):
-        same = owner[:, step:] == owner[:, :-step]
-        merged = combine(values[:, :-step], values[:, step:])
-        merged = jnp.where(same[..., None], merged, values[:, :-step])
+        same = (owner[:, step:] == owner[:, :-step])[..., None]
+        merged = values[:, :-step] + jnp.where(same, values[:, step:], 0.0)
         values = jnp.concatenate([merged, values[:, -step:]], 1)
         step *= 2
     return values
+
+
+def segment_max(values: Array, owner: Array, count: int) -> Array:
+    """Maximum by owner, [B, N, C] and int [B, N] -> [B, count, C]; a huge negative number for none.
+
+    A scatter, which for a maximum gives the same in any order; owners beyond the end are dropped.
+    """
+    batch, _, channels = values.shape
+    lowest = jnp.full((batch, count, channels), jnp.finfo(values.dtype).min, values.dtype)
+    return lowest.at[jnp.arange(batch)[:, None], owner].max(values, mode="drop")
+
+
+def _product(x: Array, kernel: Array) -> Array:
+    """[B, N, K] and [K, C] -> [B, N, C]."""
+    return lax.dot_general(x, kernel, (((2,), (0,)), ((), ())))
 
 
 class PillarEncoder(nn.Module):
@@ -109,17 +122,20 @@ class PillarEncoder(nn.Module):
         # PyTorch's default of a convolution.
         init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
         kernel = self.param("kernel", init, (POINT_FEATURES, self.features))
-        x = lax.dot_general(x, kernel, (((2,), (0,)), ((), ())))
-        gain, shift = self._normalisation(x, pillars, train)
-        empty = nn.relu(shift)
-        x = nn.relu(x * gain.reshape(1, 1, -1) + shift.reshape(1, 1, -1))
-        spare = gather_rows(pillars.counts[..., None], pillars.pillar) < self.max_points
-        x = jnp.where(spare, jnp.maximum(x, empty.reshape(1, 1, -1)), x)
-        best = segment_reduce(x, pillars.pillar, self.max_points, jnp.maximum)
-        out = gather_rows(best, starts(pillars))
-        return jnp.where((pillars.counts > 0)[..., None], out, 0.0)
+        gain, shift = self._normalisation(x, kernel, pillars, train)
+        # The gain goes into the kernel; shift and ReLU keep the order, so they can follow the
+        # maximum, where there are fewer rows.
+        x = _product(x, kernel * gain.reshape(1, -1))
+        counts = pillars.counts[..., None]
+        best = segment_max(x, pillars.pillar, counts.shape[1])
+        out = nn.relu(best + shift.reshape(1, 1, -1))
+        empty = nn.relu(shift).reshape(1, 1, -1)
+        out = jnp.where(counts < self.max_points, jnp.maximum(out, empty), out)
+        return jnp.where(counts > 0, out, 0.0)
 
-    def _normalisation(self, x: Array, pillars: Pillars, train: bool) -> tuple[Array, Array]:
+    def _normalisation(
+        self, x: Array, kernel: Array, pillars: Pillars, train: bool
+    ) -> tuple[Array, Array]:
         """Gain and shift [C]; in training from the slots of real pillars, which it also records."""
         shape = (self.features,)
         scale = self.param("scale", nn.initializers.ones, shape)
@@ -128,6 +144,7 @@ class PillarEncoder(nn.Module):
         spread = self.variable("batch_stats", "var", jnp.ones, shape)
         mean, variance = stored.value, spread.value
         if train:
+            x = _product(x, kernel)
             real = _real(pillars)[..., None]
             slots = (pillars.counts > 0).sum().astype(x.dtype) * self.max_points
             count = jnp.maximum(slots, 1.0)
