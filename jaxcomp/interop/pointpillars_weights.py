@@ -24,8 +24,7 @@ import numpy as np
 from jaxcomp.errors import CheckpointError, NonFiniteError, ShapeError
 from jaxcomp.interop.detector_names import AS_IS, CONV, Layout, some
 from jaxcomp.interop.torch_weights import COUNTERS, read_weights
-from jaxcomp.models.pointpillars import PointPillars, PointPillarsConfig
-from jaxcomp.ops.voxelise import Pillars
+from jaxcomp.models.pointpillars import Pillars, PointPillars, PointPillarsConfig
 
 _LINEAR = Layout(lambda x: x[..., 0].transpose(1, 0), lambda x: x.transpose(1, 0)[..., None])
 _OUTPUT = Layout(

@@ -22,7 +22,7 @@ from jaxcomp.ops import anchors3d, rotated_jax
 from jaxcomp.ops.voxelise import Pillars
 from jaxcomp.types import Array
 
-__all__ = ["PointPillars", "PointPillarsConfig"]
+__all__ = ["Pillars", "PointPillars", "PointPillarsConfig"]
 
 DIRECTIONS = 2
 BOX = 7
