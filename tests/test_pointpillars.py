@@ -257,3 +257,16 @@ def test_training_step_moves_statistics_and_gives_finite_gradients(variables):
     assert all(jax.tree.leaves(moved))
     (total, _), gradient = run(variables, pillars_of(np.zeros((0, 4)), np.zeros((0, 4))))
     assert np.isfinite(total) and all(np.isfinite(g).all() for g in jax.tree.leaves(gradient))
+
+
+def test_momentum_of_the_statistics_is_that_of_the_config(variables):
+    pillars = pillars_of(sweep(0))
+    moved = {}
+    for momentum in (0.99, 0.5):
+        model = PointPillars(dataclasses.replace(CFG, norm_momentum=momentum))
+        run = jax.jit(functools.partial(model.apply, train=True, mutable=["batch_stats"]))
+        moved[momentum] = run(variables, pillars)[1]["batch_stats"]
+    before = variables["batch_stats"]
+    step = jax.tree.map(lambda new, old: (new - old) / 0.5, moved[0.5], before)
+    wanted = jax.tree.map(lambda old, s: old + 0.01 * s, before, step)
+    equal(moved[0.99], wanted, rtol=1e-3, atol=1e-3)

@@ -209,7 +209,8 @@ def in_range(points: np.ndarray, objects: LidarObjects, how: LidarAugmentation) 
     low, high = (np.array(v, np.float32) for v in (how.low, how.high))
     points = points[((points[:, :3] > low) & (points[:, :3] < high)).all(1)]
     centre = objects.boxes[:, :2]
-    objects = objects.select(((centre > low[:2]) & (centre < high[:2])).all(1))
+    inner = (centre > low[:2]) & (centre < high[:2])
+    objects = objects.select(np.flatnonzero(inner.all(1)))
     boxes = objects.boxes.copy()
     boxes[:, 6] = lidar_boxes.wrap(boxes[:, 6])
     return points, objects._replace(boxes=boxes)

@@ -42,8 +42,8 @@ class Backbone(nn.Module):
         for block, (features, convs, stride) in enumerate(sizes):
             for i in range(1 + convs):
                 layer = ConvNormRelu(
-                    features, 3, stride if i == 0 else 1, dtype=jnp.dtype(cfg.dtype),
-                    name=f"block{block}_conv{i}",
+                    features, 3, stride if i == 0 else 1, momentum=cfg.norm_momentum,
+                    dtype=jnp.dtype(cfg.dtype), name=f"block{block}_conv{i}",
                 )  # fmt: skip
                 x = layer(x, train)
             outputs.append(x)
@@ -62,8 +62,9 @@ class Neck(nn.Module):
         for i, (x, features) in enumerate(zip(blocks, self.cfg.neck_features, strict=True)):
             factor *= self.cfg.block_strides[i] if i else 1
             layer = ConvNormRelu(
-                features, stride=factor, up=True, dtype=jnp.dtype(self.cfg.dtype), name=f"up{i}"
-            )
+                features, stride=factor, up=True, momentum=self.cfg.norm_momentum,
+                dtype=jnp.dtype(self.cfg.dtype), name=f"up{i}",
+            )  # fmt: skip
             joined.append(layer(x, train))
         return jnp.concatenate(joined, -1)
 
@@ -107,7 +108,9 @@ class PointPillars(nn.Module):
     def setup(self) -> None:
         """Builds encoder, backbone, neck and outputs."""
         cfg = self.cfg
-        self.encoder = PillarEncoder(cfg.encoder_features, cfg.grid, cfg.max_points)
+        self.encoder = PillarEncoder(
+            cfg.encoder_features, cfg.grid, cfg.max_points, cfg.norm_momentum
+        )
         self.backbone = Backbone(cfg)
         self.neck = Neck(cfg)
         self.outputs = Outputs(cfg)

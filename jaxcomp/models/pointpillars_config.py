@@ -33,6 +33,8 @@ class PointPillarsConfig:
       positive_iou, negative_iou: of each class, see `anchors3d.assign`.
       candidates: best anchors of a sweep that are decoded.
       score_threshold, nms_iou, max_detections: of the suppression.
+      norm_momentum: of the running batch statistics; a run of a few hundred steps needs less, or
+        they are still near where they started when it ends.
       dtype: compute type of the tail; the pillar encoder and the outputs are float32.
     """
 
@@ -57,6 +59,7 @@ class PointPillarsConfig:
     score_threshold: float = 0.1
     nms_iou: float = 0.01
     max_detections: int = 50
+    norm_momentum: float = 0.99
     dtype: str = "float32"
 
     def __post_init__(self) -> None:

@@ -109,11 +109,13 @@ class PillarEncoder(nn.Module):
       features: output channels.
       grid: the cells.
       max_points: slots of a pillar.
+      momentum: of the running statistics.
     """
 
     features: int
     grid: PillarGrid
     max_points: int
+    momentum: float = MOMENTUM
 
     @nn.compact
     def __call__(self, pillars: Pillars, train: bool) -> Array:
@@ -153,7 +155,7 @@ class PillarEncoder(nn.Module):
             square = jnp.where(real, (x - mean.reshape(1, 1, -1)) ** 2, 0.0).sum((0, 1))
             variance = (square + (slots - real.sum()) * mean**2) / count
             if not self.is_initializing():
-                keep = jnp.where(slots > 0, MOMENTUM, 1.0)
+                keep = jnp.where(slots > 0, self.momentum, 1.0)
                 stored.value = keep * stored.value + (1 - keep) * mean
                 spread.value = keep * spread.value + (1 - keep) * variance
         gain = scale * lax.rsqrt(variance + EPSILON)
@@ -180,6 +182,7 @@ class ConvNormRelu(nn.Module):
       kernel: side of the kernel.
       stride: step; of an upsampling layer the factor, which is also its kernel's side.
       up: upsample by a transposed convolution whose taps do not overlap: a matrix product.
+      momentum: of the running statistics.
       dtype: compute type; statistics and parameters stay float32.
     """
 
@@ -187,6 +190,7 @@ class ConvNormRelu(nn.Module):
     kernel: int = 3
     stride: int = 1
     up: bool = False
+    momentum: float = MOMENTUM
     dtype: jnp.dtype = jnp.float32
 
     @nn.compact
@@ -199,7 +203,7 @@ class ConvNormRelu(nn.Module):
         kernel = self.param("kernel", init, (side, side, x.shape[-1], self.features))
         norm = nn.BatchNorm(
             use_running_average=not train,
-            momentum=MOMENTUM,
+            momentum=self.momentum,
             epsilon=EPSILON,
             dtype=self.dtype,
             name="norm",
