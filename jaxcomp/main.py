@@ -29,6 +29,7 @@ examples:
   python -m jaxcomp.main --config=configs/fpn_level.py
   python -m jaxcomp.main --config=configs/fpn_level.py:level=0 --config.training.epochs=5
   python -m jaxcomp.main --config=configs/detector.py
+  KITTI_ROOT=FOLDER python -m jaxcomp.main --config=configs/detector.py:kitti
 """
 
 

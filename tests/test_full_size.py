@@ -1,6 +1,7 @@
 """The documents' sizes on a real frame, in a process of its own whose memory is measured."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -67,6 +68,44 @@ def test_a_real_frame_goes_through_at_full_size(shared):
     assert out["shapes"]["p4"] == [26, 84, 256] and out["shapes"]["p6"] == [7, 21, 256]
     assert out["bytes"] > 31 and out["finite"] and out["inside"] and out["found"] > 0
     assert out["peak_gib"] <= LIMIT_GIB, out
+
+
+WEIGHTS = """
+import dataclasses, functools, sys
+import jax, jax.numpy as jnp, numpy as np
+from jaxcomp import checkpoint
+from jaxcomp.models.faster_rcnn import DetectorConfig, FasterRCNN
+
+model = FasterRCNN(DetectorConfig())
+variables = jax.jit(functools.partial(model.init, train=True))(
+    jax.random.key(0), jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64.0))
+checkpoint.export_npz(sys.argv[1], jax.tree.map(np.asarray, variables), {
+    "kind": "detector", "model": dataclasses.asdict(model.cfg), "classes": ["Car", "Pedestrian"],
+    "height": 416, "width": 1344, "resize": "shortest", "min_side": 800, "max_side": 1333})
+"""
+
+
+@pytest.mark.slow
+def test_the_documented_codec_trains_on_a_kitti_folder(shared, tmp_path):
+    """The `kitti` profile on six real frames, the detector at full size (random weights)."""
+    out = tmp_path / "run"
+    weights = tmp_path / "detector.npz"
+    env = {**os.environ, "KITTI_ROOT": str(shared / "data/kitti"), "PYTHONPATH": str(ROOT)}
+    subprocess.run([sys.executable, "-c", WEIGHTS, str(weights)], cwd=ROOT, env=env, check=True)
+    argv = [
+        "--config=configs/fpn_level.py:kitti,level=2", f"--config.detector.path={weights}",
+        f"--workdir={out}", "--config.data.train_size=4", "--config.data.val_size=2",
+        "--config.training.batch_size=2", "--config.training.epochs=1",
+        "--config.log.progress=False",
+    ]  # fmt: skip
+    run = subprocess.run(
+        [sys.executable, "-m", "jaxcomp.main", *argv], cwd=ROOT, env=env, capture_output=True,
+        text=True, timeout=900,
+    )  # fmt: skip
+    assert run.returncode == 0, run.stderr[-2000:]
+    summary = json.loads((out / "summary.json").read_text())
+    assert summary["params"] == 4_617_600 and summary["feature_shape"] == [24, 80, 256]
+    assert len(list((out / "streams").glob("*.jxc"))) == summary["frames"] == 2
 
 
 @pytest.mark.slow
