@@ -12,7 +12,7 @@ import glob
 import importlib.resources
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +20,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp import checkpoint, codecs
+from jaxcomp import checkpoint
 from jaxcomp.codecs import bitstream
-from jaxcomp.codecs.coding import MAX_VALUES
+from jaxcomp.codecs.coding import MAX_VALUES, Model
 from jaxcomp.codecs.factorised import FactorisedCodec
+from jaxcomp.codecs.pyramid import JOINT, PyramidCoder, shared_models
 from jaxcomp.codecs.tables import CdfTables
 from jaxcomp.data.images import check_image, fit_image, read_image
 from jaxcomp.data.resize import canvas_size, shortest_size
-from jaxcomp.errors import BitstreamError, CheckpointError, ShapeError, TableMismatchError
+from jaxcomp.errors import BitstreamError, CheckpointError, ShapeError
 from jaxcomp.models.faster_rcnn import SIZE_MULTIPLE, FasterRCNN
 from jaxcomp.models.fpn import LEVELS
 from jaxcomp.models.transform import Frames, network_input
@@ -294,8 +295,11 @@ class Detector:
         return self._tail(self.variables, dict(features), image_size)
 
 
-def load_codec(path: str | os.PathLike[str]) -> LevelCodec:
-    """A trained codec from `codec.npz`, a run directory of `configs/fpn_level.py`, or a pattern.
+def load_codec(path: str | os.PathLike[str]) -> PyramidCodec:
+    """A trained codec from `codec.npz`, a run directory of a codec's config, or a pattern.
+
+    Returns:
+      A `LevelCodec` for a codec of one level, else a `PyramidCodec`.
 
     Raises:
       CheckpointError: the file is missing, truncated or not a codec.
@@ -303,70 +307,148 @@ def load_codec(path: str | os.PathLike[str]) -> LevelCodec:
     path = find_file(path, CODEC_FILE)
     tree, meta = _read_kind(path, "codec")
     with _complete(path, "codec"):
-        codec = FactorisedCodec(**meta["model"])
-        tables = CdfTables.from_bytes(np.asarray(tree.pop("tables"), np.uint8).tobytes())
-        _ = LEVELS[meta["level"]]
-        size = 2**codec.stages
-        x = jax.ShapeDtypeStruct((1, size, size, codec.in_channels), jnp.float32)
-        wanted = jax.eval_shape(codec.init, jax.random.key(0), x)
-    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
+        treatment = meta.get("treatment", "level")
+        if treatment == "level":
+            _ = LEVELS[meta["level"]]
+            return LevelCodec(*_read_model(path, tree, meta["model"]), meta)
+        levels = tuple(meta["levels"])
+        if not levels or len(set(levels)) < len(levels) or not set(levels) <= set(LEVELS):
+            raise ValueError(f"levels {levels}")
+        if treatment == "assembled":
+            models = {
+                name: Model(*_read_model(path, tree[name], meta["parts"][name]["model"]))
+                for name in levels
+            }
+        elif treatment == "joint":
+            models = {JOINT: Model(*_read_model(path, tree, meta["model"]))}
+        elif treatment == "random":
+            shared = _read_model(path, tree, meta["model"], len(levels))
+            models = shared_models(*shared, levels)
+        else:
+            raise ValueError(f"treatment {treatment!r}")
+    return PyramidCodec(PyramidCoder(levels, models), meta)
+
+
+def _read_model(
+    path: Path, tree: Mapping[str, Any], model: Mapping[str, Any], levels: int = 0
+) -> tuple[FactorisedCodec, Any, CdfTables]:
+    """Network, variables and tables; `levels` if the statistics are those of so many levels."""
+    codec = FactorisedCodec(**model)
+    arrays = dict(tree)
+    tables = CdfTables.from_bytes(np.asarray(arrays.pop("tables"), np.uint8).tobytes())
+    size = 2**codec.stages
+    x = jax.ShapeDtypeStruct((1, size, size, codec.in_channels), jnp.float32)
+    wanted: Any = jax.eval_shape(codec.init, jax.random.key(0), x)
+    if levels:
+        stats = dict(wanted["stats"])
+        for name in ("mean", "scale"):
+            stats[name] = jax.ShapeDtypeStruct((levels, *stats[name].shape), jnp.float32)
+        wanted = {**wanted, "stats": stats}
+    variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), arrays)
     checkpoint.check_same(
         checkpoint.leaves_by_path(variables), checkpoint.leaves_by_path(wanted), path
     )
-    return LevelCodec(codec, variables, tables, meta)
+    return codec, variables, tables
 
 
-class LevelCodec:
-    """A codec of one pyramid level with its integer tables: features to bytes and back.
+def codec_tree(variables: Mapping[str, Any], tables: CdfTables) -> dict[str, Any]:
+    """What `codec.npz` holds of a model."""
+    return {**variables, "tables": np.frombuffer(tables.to_bytes(), np.uint8)}
+
+
+def save_codec(
+    path: str | os.PathLike[str], tree: Mapping[str, Any], meta: Mapping[str, Any]
+) -> PyramidCodec:
+    """Writes `codec.npz` and reads it back.
+
+    Args:
+      path: the file.
+      tree: `codec_tree` of the model, or {level: codec_tree} of an assembled pyramid.
+      meta: its record: "model", and "level" or "treatment" and "levels".
+
+    Returns:
+      The codec that the file holds.
+    """
+    checkpoint.export_npz(Path(path), dict(tree), {"kind": "codec", **meta})
+    return load_codec(path)
+
+
+def assemble_pyramid(parts: Sequence[LevelCodec], path: str | os.PathLike[str]) -> PyramidCodec:
+    """One codec of several levels from the codecs of each, saved as one file.
+
+    Args:
+      parts: codecs of different levels, trained on one detector and one size of images.
+      path: the `codec.npz` to write.
+
+    Returns:
+      The codec that the file holds: its streams have the tables of their levels, and its digest is
+      that of the set.
+
+    Raises:
+      CheckpointError: two parts are of one level, or they do not belong together.
+    """
+    named = {part.level: part for part in parts}
+    if not parts or len(named) < len(parts):
+        raise CheckpointError(
+            f"parts for {' '.join(part.level for part in parts) or 'no level'}: give one a level"
+        )
+    for name, what in (("detector_digest", "detectors"), ("input", "sizes of images")):
+        if any(part.meta.get(name) != parts[0].meta.get(name) for part in parts):
+            raise CheckpointError(f"the parts were trained on different {what}; give those of one")
+    levels = [level for level in LEVELS if level in named]
+    kept = ("detector", "detector_digest", "input")
+    shared = {k: parts[0].meta[k] for k in kept if k in parts[0].meta}
+    tree = {name: codec_tree(named[name].variables, named[name].tables) for name in levels}
+    records = {name: dict(named[name].meta) for name in levels}
+    record = {"treatment": "assembled", "levels": levels, "parts": records, **shared}
+    return save_codec(path, tree, record)
+
+
+class PyramidCodec:
+    """A codec of pyramid levels with its integer tables: features to bytes and back.
 
     Attributes:
-      codec, variables, tables: the model; see `jaxcomp.codecs`.
-      level: the feature key it was trained for, as in "p4".
-      levels: all keys that its streams hold, here the one.
-      meta: what is stored beside the weights (level, rate weight and its convention, detector).
+      coder: the models and what is done to the levels; see `jaxcomp.codecs.pyramid`.
+      levels: all feature keys that it codes, as in ("p2", ..., "p6").
+      stream_names: the streams of its files.
+      tables: with the digest that stands in its files.
+      meta: what is stored beside the weights (treatment, rate weight and its convention, detector).
     """
 
-    def __init__(
-        self, codec: FactorisedCodec, variables: Any, tables: Any, meta: Mapping[str, Any]
-    ):
-        """Wraps a model; use `load_codec` to read one."""
-        self.codec = codec
-        self.variables = variables
-        self.tables = tables
+    def __init__(self, coder: PyramidCoder, meta: Mapping[str, Any]):
+        """Wraps models; use `load_codec` to read them."""
+        self.coder = coder
         self.meta = dict(meta)
-        self.level = LEVELS[meta["level"]]
-        self.levels = (self.level,)
+        self.levels = coder.levels
+        self.stream_names = coder.stream_names
+        self.tables = coder.tables
+
+    @property
+    def codec(self) -> FactorisedCodec:
+        """The network, of an assembled pyramid that of its first level."""
+        return next(iter(self.coder.models.values())).codec
 
     @property
     def input(self) -> Mapping[str, Any] | None:
         """How images reached the network in training: the `rule` of `Detector.prepare`."""
         return self.meta.get("input")
 
-    @functools.cached_property
+    @property
     def digest(self) -> str:
-        """SHA-256 of the weights and tables: names the model.
-
-        It is the one that `codec.npz` stores.
-        """
-        blob = np.frombuffer(self.tables.to_bytes(), np.uint8)
-        return str(
-            self.meta.get("digest") or checkpoint.tree_digest({**self.variables, "tables": blob})
-        )
+        """SHA-256 of the weights and tables, as `codec.npz` stores it: names the model."""
+        return str(self.meta["digest"])
 
     def select(self, features: Any) -> dict[str, Any]:
         """What of `features` this codec codes: {level: [1, H, W, C]}.
 
         Args:
-          features: [1, H, W, C], or a pyramid that holds the level among others.
+          features: a pyramid that holds the levels among others; for a codec of one level also its
+            map alone.
 
         Raises:
-          ShapeError: the level is missing.
+          ShapeError: a level is missing.
         """
-        if not isinstance(features, Mapping):
-            return {self.level: features}
-        if self.level not in features:
-            raise ShapeError(f"features lack {self.level!r}, the level of this codec")
-        return {self.level: features[self.level]}
+        return self.coder.select(features)
 
     def compress(
         self, features: Any, meta: Mapping[str, Any] | None = None, *, backend: str = "numba"
@@ -374,7 +456,7 @@ class LevelCodec:
         """The `.jxc` bytes of one frame.
 
         Args:
-          features: [1, H, W, C], or a pyramid of which this codec's level is taken.
+          features: a pyramid of which this codec's levels are taken; see `select`.
           meta: small JSON values to carry along (image size, scale, class names).
           backend: who runs the entropy coder, one of `codecs.rans.BACKENDS`; the bytes are the
             same.
@@ -383,8 +465,7 @@ class LevelCodec:
           ShapeError: wrong channels or shape.
           NonFiniteError: NaN or infinity in the features.
         """
-        model = (self.codec, self.variables, self.tables)
-        return codecs.compress(*model, self.select(features), meta, backend=backend)
+        return self.coder.compress(features, meta, backend=backend)
 
     def decompress(
         self,
@@ -406,13 +487,7 @@ class LevelCodec:
           BitstreamError: truncated, corrupt, of another version or of another model.
         """
         limits = {"max_symbols": max_symbols, "max_values": max_values, "backend": backend}
-        model = (self.codec, self.variables, self.tables)
-        features = codecs.decompress(*model, blob, **limits)
-        if not isinstance(features, dict):
-            features = {"": features}
-        for name in features:
-            self._check_name(name)
-        return features
+        return self.coder.decompress(blob, **limits)
 
     def decompress_partial(
         self,
@@ -431,16 +506,7 @@ class LevelCodec:
           BitstreamError: the header is damaged, or the file is of another model.
         """
         limits = {"max_symbols": max_symbols, "max_values": max_values, "backend": backend}
-        model = (self.codec, self.variables, self.tables)
-        features, found = codecs.decompress_partial(*model, blob, **limits)
-        for name in features:
-            self._check_name(name)
-        return features, found
-
-    def _check_name(self, name: str) -> None:
-        if name not in self.levels:
-            held = repr(name) if name else "an unnamed level"
-            raise TableMismatchError(f"the stream holds {held}, this codec is for {self.level!r}")
+        return self.coder.decompress_partial(blob, **limits)
 
     def check_detector(self, detector: Detector) -> None:
         """Raises `CheckpointError` unless the codec was trained on this detector's features."""
@@ -450,3 +516,30 @@ class LevelCodec:
                 f"the codec was trained on the features of another detector ({wanted[:12]}, "
                 f"this one is {detector.digest[:12]}); give that one by --detector"
             )
+
+
+class LevelCodec(PyramidCodec):
+    """A codec of one pyramid level.
+
+    Attributes:
+      variables: of its network.
+      level: the feature key it was trained for, as in "p4".
+    """
+
+    def __init__(
+        self, codec: FactorisedCodec, variables: Any, tables: CdfTables, meta: Mapping[str, Any]
+    ):
+        """Wraps a model; use `load_codec` to read one."""
+        self.level = LEVELS[meta["level"]]
+        self.variables = variables
+        self._model = Model(codec, variables, tables)
+        super().__init__(PyramidCoder((self.level,), {self.level: self._model}), meta)
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights and tables: names the model.
+
+        It is the one that `codec.npz` stores.
+        """
+        tree = codec_tree(self.variables, self._model.tables)
+        return str(self.meta.get("digest") or checkpoint.tree_digest(tree))

@@ -12,6 +12,7 @@ import pytest
 
 from jaxcomp.codecs import entropy, gdn
 from jaxcomp.codecs.factorised import FactorisedCodec, parameter_count
+from jaxcomp.codecs.pyramid import join_levels, pyramid_sizes, split_levels
 from jaxcomp.codecs.quantise import quantise_round, symbols
 from jaxcomp.interop.codec_weights import codec_params_from_torch
 
@@ -245,10 +246,6 @@ def test_quantized_cdf_under_the_reference_rule(oracle, variables):
     assert (difference != 0).mean() <= 0.01
 
 
-def _bilinear(x, size):
-    return jax.image.resize(x, (x.shape[0], *size, x.shape[3]), "bilinear", antialias=False)
-
-
 def test_joint_codec(oracle):
     manifest = oracle.meta["manifest"]["codec_1280_joint"]
     weights = oracle.recipe.state_dict(manifest, oracle.meta["seed"])
@@ -256,8 +253,9 @@ def test_joint_codec(oracle):
     codec = FactorisedCodec(in_channels=1280)
     levels = [_input(oracle, f"joint_level_{i}") for i in range(5)]
     sizes = [level.shape[1:3] for level in levels]
-    joint = jnp.concatenate([_bilinear(level, sizes[0]) for level in levels], -1)
-    _compare(oracle, "joint_concat", _nchw(joint))
+    assert sizes == pyramid_sizes(sizes[0], 5)
+    joint = join_levels([jnp.asarray(level) for level in levels])
+    _compare(oracle, "joint_concat", _nchw(joint), relative=2e-6)
     out = codec.apply(variables, joint)
     _compare(oracle, "joint_y", _nchw(out["y"]))
     integers = symbols(out["y"], codec.apply(variables, method="median"))
@@ -265,8 +263,9 @@ def test_joint_codec(oracle):
     _compare(oracle, "joint_x_hat", _nchw(out["x_hat"]))
     total = np.asarray(out["bits"], np.float64).sum()
     np.testing.assert_allclose(total, oracle.arrays["joint_total_bits"], rtol=1e-4)
-    parts = jnp.split(out["x_hat"], 5, -1)
-    decoded = [_bilinear(p, size) for p, size in zip(parts, sizes, strict=True)]
+    for i, level in enumerate(split_levels(joint, sizes)):
+        _compare(oracle, f"joint_roundtrip_level_{i}", _nchw(level), relative=2e-6)
+    decoded = split_levels(out["x_hat"], sizes)
     for i, level in enumerate(decoded):
         _compare(oracle, f"joint_out_level_{i}", _nchw(level))
     error = sum(float(((a - b) ** 2).sum()) for a, b in zip(decoded, levels, strict=True))

@@ -4,6 +4,9 @@
     decompress   bytes ─► rANS ─► symbols + median ─► synthesise ─► features
 
 The integers survive exactly. The network parts are compiled once per codec and shape.
+
+`compress` and `decompress` take one model, through which all maps of a file pass. Their `_with`
+forms also take several by name: each stream of a file then has a model of its own.
 """
 
 from __future__ import annotations
@@ -11,7 +14,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -20,7 +23,7 @@ import numpy as np
 from jaxcomp.codecs import bitstream, rans
 from jaxcomp.codecs.factorised import FactorisedCodec, check_features
 from jaxcomp.codecs.quantise import symbols
-from jaxcomp.codecs.tables import CdfTables
+from jaxcomp.codecs.tables import CdfTables, TableSet, table_set
 from jaxcomp.errors import (
     BitstreamError,
     NonFiniteError,
@@ -35,6 +38,34 @@ Variables = Mapping[str, Any]
 # Features of one file together, 1 GB of float32: a few bytes of stream may announce maps that cost
 # nothing to code. P2 to P6 of a 2160x3840 frame with 256 channels have 2/3 of it.
 MAX_VALUES = 1 << 28
+
+
+class Model(NamedTuple):
+    """What codes one stream: the network, its variables and the tables made of them."""
+
+    codec: FactorisedCodec
+    variables: Variables
+    tables: CdfTables
+
+
+Models = Model | Mapping[str, Model]  # one for every stream, or one for each by its name
+
+
+def tables_of(models: Models) -> CdfTables | TableSet:
+    """The tables whose digest stands in the files of these models."""
+    if isinstance(models, Model):
+        return models.tables
+    return table_set({name: model.tables for name, model in models.items()})
+
+
+def _model(models: Models, name: str) -> Model:
+    if isinstance(models, Model):
+        return models
+    if name not in models:
+        held = repr(name) if name else "an unnamed level"
+        needed = " ".join(map(repr, models))
+        raise TableMismatchError(f"the stream holds {held}, this codec is for {needed}")
+    return models[name]
 
 
 def compress(
@@ -63,15 +94,43 @@ def compress(
       ShapeError: features of another rank, channel count or dtype, or more than one frame.
       NonFiniteError: NaN or infinity in the features.
     """
+    return compress_with(Model(codec, variables, tables), features, meta, backend=backend)
+
+
+def compress_with(
+    models: Models,
+    features: Mapping[str, Any] | Any,
+    meta: Mapping[str, Any] | None = None,
+    *,
+    backend: str = "numba",
+) -> bytes:
+    """`compress` by one model or by one for each map, arguments otherwise the same."""
     named = features if isinstance(features, Mapping) else {"": features}
-    rows = []
+    (blob,) = _compress(models, named, meta, backend, most=1)
+    return blob
+
+
+def _compress(
+    models: Models,
+    named: Mapping[str, Any],
+    meta: Mapping[str, Any] | None,
+    backend: str,
+    most: int | None = None,
+) -> list[bytes]:
+    """One file for each frame of maps [B, H, W, C]; the coder runs once for all of them."""
+    rows, counts = [], set()
     for name, x in named.items():
-        integers = encode_symbols(codec, variables, tables, x, name)
-        if len(integers) != 1:
+        integers = encode_symbols(*_model(models, name), x, name)
+        if most is not None and len(integers) != most:
             raise ShapeError(f"features {name!r} hold {len(integers)} frames; compress takes one")
-        rows.append((name, x.shape[1:3], integers[0]))
-    streams = _streams(codec, tables, rows, backend)
-    return bitstream.write("factorised", tables.digest, streams, meta)
+        counts.add(len(integers))
+        rows += [(name, x.shape[1:3], row) for row in integers]
+    if len(counts) != 1:
+        raise ShapeError(f"the maps hold {sorted(counts)} frames; give the same number in each")
+    (frames,) = counts
+    streams, digest = _streams(models, rows, backend), tables_of(models).digest
+    files = [streams[i::frames] for i in range(frames)]
+    return [bitstream.write("factorised", digest, file, meta) for file in files]
 
 
 def compress_batch(
@@ -85,10 +144,19 @@ def compress_batch(
     backend: str = "numba",
 ) -> list[bytes]:
     """One `.jxc` file per row of [B, H, W, C] features; network and coder run once for all rows."""
-    integers = encode_symbols(codec, variables, tables, features, name)
-    rows = [(name, features.shape[1:3], row) for row in integers]
-    streams = _streams(codec, tables, rows, backend)
-    return [bitstream.write("factorised", tables.digest, [stream], meta) for stream in streams]
+    models = Model(codec, variables, tables)
+    return compress_batch_with(models, {name: features}, meta, backend=backend)
+
+
+def compress_batch_with(
+    models: Models,
+    features: Mapping[str, Any],
+    meta: Mapping[str, Any] | None = None,
+    *,
+    backend: str = "numba",
+) -> list[bytes]:
+    """`compress_batch` of several maps, by one model or by one for each map."""
+    return _compress(models, features, meta, backend)
 
 
 def decompress(
@@ -118,15 +186,12 @@ def decompress(
     Raises:
       BitstreamError: one of its subclasses says what is wrong with the file.
     """
-    (out,) = decompress_batch(
-        codec,
-        variables,
-        tables,
-        [blob],
-        max_symbols=max_symbols,
-        max_values=max_values,
-        backend=backend,
-    )
+    limits: dict[str, Any] = {
+        "max_symbols": max_symbols,
+        "max_values": max_values,
+        "backend": backend,
+    }
+    (out,) = decompress_batch(codec, variables, tables, [blob], backend=backend, **limits)
     return out
 
 
@@ -141,17 +206,34 @@ def decompress_batch(
     backend: str = "numba",
 ) -> list[jax.Array | dict[str, jax.Array]]:
     """`decompress` of several files; maps of equal shape pass through the network together."""
-    options = {"digest": tables.digest, "channels": tables.channels, "max_symbols": max_symbols}
-    files = [bitstream.read(blob, **options).streams for blob in blobs]
+    return decompress_batch_with(
+        Model(codec, variables, tables),
+        blobs,
+        max_symbols=max_symbols,
+        max_values=max_values,
+        backend=backend,
+    )
+
+
+def decompress_batch_with(
+    models: Models,
+    blobs: Sequence[bytes],
+    *,
+    max_symbols: int = bitstream.MAX_SYMBOLS,
+    max_values: int = MAX_VALUES,
+    backend: str = "numba",
+) -> list[jax.Array | dict[str, jax.Array]]:
+    """`decompress_batch` by one model or by one for each stream."""
+    files = [bitstream.read(blob, **_options(models, max_symbols)).streams for blob in blobs]
     for file in files:
-        for _, error in _too_large(codec, file, max_values):
+        for _, error in _too_large(models, file, max_values):
             raise error
     streams = [stream for file in files for stream in file]
-    integers = decode_streams(codec, tables, streams, backend=backend)
+    integers = decode_streams_with(models, streams, backend=backend)
     for decoded in integers:
         if isinstance(decoded, BitstreamError):
             raise decoded
-    maps = iter(_features(codec, variables, tables, streams, integers))
+    maps = iter(_features(models, streams, integers))
     rows = [{stream.name: next(maps) for stream in file} for file in files]
     return [row[""] if list(row) == [""] else row for row in rows]
 
@@ -174,17 +256,39 @@ def decompress_partial(
     Raises:
       BitstreamError: the header of the file is damaged, or it was coded with other tables.
     """
-    options = {"digest": tables.digest, "channels": tables.channels, "max_symbols": max_symbols}
-    container, errors = bitstream.salvage(blob, **options)
-    refused = dict(_too_large(codec, container.streams, max_values))
+    limits: dict[str, Any] = {
+        "max_symbols": max_symbols,
+        "max_values": max_values,
+        "backend": backend,
+    }
+    return decompress_partial_with(Model(codec, variables, tables), blob, backend=backend, **limits)
+
+
+def decompress_partial_with(
+    models: Models,
+    blob: bytes,
+    *,
+    max_symbols: int = bitstream.MAX_SYMBOLS,
+    max_values: int = MAX_VALUES,
+    backend: str = "numba",
+) -> tuple[dict[str, jax.Array], list[BitstreamError]]:
+    """`decompress_partial` by one model or by one for each stream."""
+    container, errors = bitstream.salvage(blob, **_options(models, max_symbols))
+    refused = dict(_too_large(models, container.streams, max_values))
     errors += refused.values()
     kept = [stream for i, stream in enumerate(container.streams) if i not in refused]
-    integers = decode_streams(codec, tables, kept, backend=backend)
+    integers = decode_streams_with(models, kept, backend=backend)
     good = [i for i, decoded in enumerate(integers) if not isinstance(decoded, BitstreamError)]
     errors += [decoded for decoded in integers if isinstance(decoded, BitstreamError)]
     streams = [kept[i] for i in good]
-    maps = _features(codec, variables, tables, streams, [integers[i] for i in good])
+    maps = _features(models, streams, [integers[i] for i in good])
     return {stream.name: x for stream, x in zip(streams, maps, strict=True)}, errors
+
+
+def _options(models: Models, max_symbols: int) -> dict[str, int]:
+    """What a reader of files of these models must know."""
+    tables = tables_of(models)
+    return {"digest": tables.digest, "channels": tables.channels, "max_symbols": max_symbols}
 
 
 def encode_symbols(
@@ -193,7 +297,7 @@ def encode_symbols(
     """The integers that are coded for [B, H, W, C] features: [B, h, w, M] int32."""
     label = f"features {name!r}" if name else "features"
     check_features(x, codec.in_channels, label)
-    _check_tables(codec, tables)
+    _check_tables(Model(codec, variables, tables))
     integers, finite = _analyse(codec, variables, tables.median, x)
     if not finite:
         raise NonFiniteError(f"{label} (or their latents) contain NaN or infinity")
@@ -218,39 +322,67 @@ def decode_streams(
     backend: str = "numba",
 ) -> list[np.ndarray | BitstreamError]:
     """The integers of each stream, [h, w, M] int32, or what is wrong with it."""
-    _check_tables(codec, tables)
-    shapes = [(*stream.latent_shape, tables.channels) for stream in streams]
-    decoded: list[Any] = rans.decode_each(
-        [stream.payload for stream in streams],
-        [math.prod(shape) for shape in shapes],
-        tables,
-        [stream.lanes for stream in streams],
-        backend=backend,
-    )
-    for i, (stream, shape) in enumerate(zip(streams, shapes, strict=True)):
-        if stream.stages != codec.stages:
-            decoded[i] = StreamShapeError(
-                f"stream {stream.name!r} was coded with {stream.stages} stages, the codec has "
-                f"{codec.stages}"
-            )
-        elif isinstance(decoded[i], BitstreamError):
-            decoded[i] = type(decoded[i])(f"stream {stream.name!r}: {decoded[i]}")
-        else:
-            decoded[i] = decoded[i].reshape(shape)
+    return decode_streams_with(Model(codec, {}, tables), streams, backend=backend)
+
+
+def decode_streams_with(
+    models: Models, streams: Sequence[bitstream.Stream], *, backend: str = "numba"
+) -> list[np.ndarray | BitstreamError]:
+    """`decode_streams` by one model or by one for each stream; their variables are not used."""
+    decoded: list[Any] = [None] * len(streams)
+    for tables, members in _by_tables(models, [stream.name for stream in streams]):
+        chosen = [streams[i] for i in members]
+        shapes = [(*stream.latent_shape, tables.channels) for stream in chosen]
+        found = rans.decode_each(
+            [stream.payload for stream in chosen],
+            [math.prod(shape) for shape in shapes],
+            tables,
+            [stream.lanes for stream in chosen],
+            backend=backend,
+        )
+        for i, stream, shape, integers in zip(members, chosen, shapes, found, strict=True):
+            decoded[i] = _decoded(_model(models, stream.name).codec, stream, shape, integers)
     return decoded
 
 
+def _decoded(
+    codec: FactorisedCodec, stream: bitstream.Stream, shape: tuple[int, ...], integers: Any
+) -> np.ndarray | BitstreamError:
+    """What came of one stream, in its shape or worded."""
+    if stream.stages != codec.stages:
+        return StreamShapeError(
+            f"stream {stream.name!r} was coded with {stream.stages} stages, the codec has "
+            f"{codec.stages}"
+        )
+    if isinstance(integers, BitstreamError):
+        return type(integers)(f"stream {stream.name!r}: {integers}")
+    return integers.reshape(shape)
+
+
+def _by_tables(models: Models, names: Sequence[str]) -> list[tuple[CdfTables, list[int]]]:
+    """(tables, which of the names have them): a group passes through the coder in one call."""
+    groups: dict[int, tuple[CdfTables, list[int]]] = {}
+    if isinstance(models, Model):
+        _check_tables(models)
+    for i, name in enumerate(names):
+        model = _model(models, name)
+        _check_tables(model)
+        groups.setdefault(model.tables.digest, (model.tables, []))[1].append(i)
+    return list(groups.values())
+
+
 def _too_large(
-    codec: FactorisedCodec, streams: Sequence[bitstream.Stream], max_values: int
+    models: Models, streams: Sequence[bitstream.Stream], max_values: int
 ) -> Iterator[tuple[int, BitstreamError]]:
     """(index, error) of the streams whose maps, with those before them, exceed the limit."""
     total = 0
     for i, stream in enumerate(streams):
-        size = stream.shape[0] * stream.shape[1] * codec.in_channels
+        channels = _model(models, stream.name).codec.in_channels
+        size = stream.shape[0] * stream.shape[1] * channels
         if total + size <= max_values:
             total += size
             continue
-        shape = "x".join(map(str, (*stream.shape, codec.in_channels)))
+        shape = "x".join(map(str, (*stream.shape, channels)))
         yield (
             i,
             StreamTooLargeError(
@@ -261,32 +393,30 @@ def _too_large(
 
 
 def _streams(
-    codec: FactorisedCodec,
-    tables: CdfTables,
-    rows: Sequence[tuple[str, tuple[int, ...], np.ndarray]],
-    backend: str,
+    models: Models, rows: Sequence[tuple[str, tuple[int, ...], np.ndarray]], backend: str
 ) -> list[bitstream.Stream]:
     """Codes rows of (name, shape [H, W] of the features, symbols [h, w, M])."""
-    coded = rans.encode_batch([row for _, _, row in rows], tables, backend=backend)
-    return [
-        bitstream.Stream(name, (int(shape[0]), int(shape[1])), codec.stages, lanes, payload)
-        for (name, shape, _), (payload, lanes) in zip(rows, coded, strict=True)
-    ]
+    streams: list[Any] = [None] * len(rows)
+    for tables, members in _by_tables(models, [name for name, _, _ in rows]):
+        coded = rans.encode_batch([rows[i][2] for i in members], tables, backend=backend)
+        for i, (payload, lanes) in zip(members, coded, strict=True):
+            name, shape, _ = rows[i]
+            size = (int(shape[0]), int(shape[1]))
+            stages = _model(models, name).codec.stages
+            streams[i] = bitstream.Stream(name, size, stages, lanes, payload)
+    return streams
 
 
 def _features(
-    codec: FactorisedCodec,
-    variables: Variables,
-    tables: CdfTables,
-    streams: Sequence[bitstream.Stream],
-    integers: Sequence[Any],
+    models: Models, streams: Sequence[bitstream.Stream], integers: Sequence[Any]
 ) -> list[jax.Array]:
-    """[1, H, W, C] of every stream; maps of equal shape pass through the network together."""
-    groups: dict[tuple[int, int], list[int]] = {}
+    """[1, H, W, C] of every stream; maps of one model and shape pass the network together."""
+    groups: dict[Any, list[int]] = {}
     for i, stream in enumerate(streams):
-        groups.setdefault(stream.shape, []).append(i)
+        groups.setdefault((id(_model(models, stream.name)), stream.shape), []).append(i)
     maps: list[Any] = [None] * len(streams)
-    for shape, members in groups.items():
+    for (_, shape), members in groups.items():
+        codec, variables, tables = _model(models, streams[members[0]].name)
         y = np.stack([integers[i] for i in members])
         x_hat = _synthesise(codec, variables, tables.median, y, shape)
         for j, i in enumerate(members):
@@ -294,7 +424,8 @@ def _features(
     return maps
 
 
-def _check_tables(codec: FactorisedCodec, tables: CdfTables) -> None:
+def _check_tables(model: Model) -> None:
+    codec, _, tables = model
     if tables.channels != codec.n_channels:
         raise TableMismatchError(
             f"the tables have {tables.channels} channels, the codec {codec.n_channels}"

@@ -36,6 +36,7 @@ _HEADER = struct.Struct("<3sBBII")  # magic, version, precision, channels, colum
 
 
 _T = TypeVar("_T")
+_SET_MAGIC = b"JXS"
 
 
 def derived(function: Callable[[CdfTables], _T]) -> Callable[[CdfTables], _T]:
@@ -136,6 +137,38 @@ class CdfTables:
             cdf[m, 1 : len(part) + 1] = part
         median, offset = fields[0].view("<f4").astype(np.float32), fields[1].view("<i4")
         return cls(precision, median, offset.astype(np.int32), length, cdf)
+
+
+@dataclasses.dataclass(frozen=True, eq=False)
+class TableSet:
+    """Tables of a file whose streams were coded by different models.
+
+    Attributes:
+      tables: those of each stream, by its name; the order of the names matters.
+    """
+
+    tables: Mapping[str, CdfTables]
+
+    @property
+    def channels(self) -> int:
+        """The largest M: what a reader takes to bound the symbols that a file announces."""
+        return max(tables.channels for tables in self.tables.values())
+
+    @functools.cached_property
+    def digest(self) -> int:
+        """64-bit identity: the first 8 bytes of a SHA-256 over names and digests in order."""
+        sha = hashlib.sha256(_SET_MAGIC)
+        for name, tables in self.tables.items():
+            encoded = name.encode()
+            sha.update(struct.pack("<BQ", len(encoded), tables.digest) + encoded)
+        return int.from_bytes(sha.digest()[:8], "little")
+
+
+def table_set(tables: Mapping[str, CdfTables]) -> CdfTables | TableSet:
+    """What decodes a file whose streams have these tables: the one, if all are the same."""
+    first, *others = tables.values()
+    same = all(other.digest == first.digest for other in others)
+    return first if same else TableSet(tables)
 
 
 def build_tables(

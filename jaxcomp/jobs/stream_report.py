@@ -14,7 +14,7 @@ def describe_stream(path: Path, codec: Any = None) -> tuple[dict[str, Any], list
 
     Args:
       path: the file.
-      codec: a `LevelCodec` to try on it; its streams are then decoded to integers.
+      codec: a `PyramidCodec` to try on it; its streams are then decoded to integers.
 
     Returns:
       (what `inspect` prints, what is wrong with the file or does not fit the codec).
@@ -85,17 +85,15 @@ def _stream(stream: bitstream.Stream, channels: int | None) -> dict[str, Any]:
 
 def _misfits(container: bitstream.Container, codec: Any) -> list[BitstreamError]:
     """Why the codec cannot decode the streams; they are decoded to integers to know."""
-    from jaxcomp.codecs import coding
-
     if container.digest != codec.tables.digest:
         text = (
             f"coded with tables {container.digest:016x}, the codec has {codec.tables.digest:016x}"
         )
         return [TableMismatchError(text)]
-    other = [s.name for s in container.streams if s.name not in codec.levels]
+    other = [s.name for s in container.streams if s.name not in codec.coder.models]
     if other:
         return [TableMismatchError(f"holds {other}, the codec is for {list(codec.levels)}")]
-    decoded = coding.decode_streams(codec.codec, codec.tables, container.streams)
+    decoded = codec.coder.decode_streams(container.streams)
     return [one for one in decoded if isinstance(one, BitstreamError)]
 
 

@@ -1,4 +1,4 @@
-"""Bilinear resizing of images of different sizes into one static canvas."""
+"""Bilinear resizing: whole feature maps, and images of different sizes into one static canvas."""
 
 from __future__ import annotations
 
@@ -19,6 +19,30 @@ def _axis_taps(count: int, size_in: Array, size_out: Array) -> tuple[Array, Arra
     last = size_in.astype(jnp.int32) - 1
     low = jnp.minimum(jnp.floor(place).astype(jnp.int32), last)
     return low, jnp.minimum(low + 1, last), place - low
+
+
+def resize_bilinear(x: Array, height: int, width: int) -> Array:
+    """Resizes maps with pixel centres at one half and without smoothing where they shrink.
+
+    `torch.nn.functional.interpolate(mode="bilinear", align_corners=False)`; an axis that keeps its
+    size is left alone.
+
+    Args:
+      x: float [B, H, W, C].
+      height: rows of the result.
+      width: its columns.
+
+    Returns:
+      [B, height, width, C].
+    """
+    for axis, count in ((1, height), (2, width)):
+        if x.shape[axis] == count:
+            continue
+        taps = _axis_taps(count, jnp.float32(x.shape[axis]), jnp.float32(count))
+        low, high = (jnp.take(x, index, axis) for index in taps[:2])
+        weight = taps[2].reshape((1, count, 1, 1) if axis == 1 else (1, 1, count, 1))
+        x = low * (1.0 - weight) + high * weight
+    return x
 
 
 def resize_into(image: Array, native_size: Array, size: Array, canvas: tuple[int, int]) -> Array:
