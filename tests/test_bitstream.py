@@ -149,6 +149,14 @@ def test_a_truncated_file_keeps_its_whole_chunks():
         assert found
 
 
+def test_salvage_tells_of_bytes_after_the_end():
+    blob = _blob(LEVELS)
+    box, found = bitstream.salvage(blob + b"junk", digest=DIGEST)
+    assert box.streams == LEVELS
+    assert [type(e) for e in found] == [errors.CorruptStreamError]
+    assert "4 bytes" in str(found[0])
+
+
 def test_salvage_refuses_what_it_cannot_trust():
     blob = _blob(LEVELS)
     with pytest.raises(errors.TableMismatchError):

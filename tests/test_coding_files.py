@@ -60,6 +60,15 @@ def test_resuming_makes_only_what_is_missing_broken_old_or_of_another_codec(
     assert a.read_bytes()[4:12] != whole[4:12]
 
 
+def test_resuming_notices_that_metadata_are_wanted(photos, weights, capsys):
+    (photos / "photos" / "bad.jpg").unlink()
+    argv = ["compress", "photos", "--codec", weights / "codec2.npz", "--out", "out"]
+    run(capsys, *argv, "--no-metadata")
+    assert bitstream.read(Path("out/a.jxc").read_bytes()).meta is None
+    assert "up to date" not in run(capsys, *argv)[1]
+    assert bitstream.read(Path("out/a.jxc").read_bytes()).meta["original_size"] == [100, 150]
+
+
 def test_a_killed_run_leaves_whole_files_and_goes_on(features, weights):
     Path("in").mkdir()
     for i in range(40):

@@ -1,5 +1,6 @@
 """The entropy coder: its implementations agree, invert, and stay near the bound."""
 
+import pickle
 import sys
 import types
 
@@ -272,14 +273,21 @@ def test_wrong_symbols_and_lanes_are_typed_errors():
             rans.encode(np.zeros((2, 3), np.int32), TABLES, lanes)
 
 
-def test_compiles_without_a_cache_directory(monkeypatch):
-    """Numba refuses to cache where it finds no writable directory; coding must go on."""
+@pytest.mark.parametrize(
+    "error",
+    [
+        RuntimeError("cannot cache function: no locator available"),
+        pickle.UnpicklingError("pickle data was truncated"),
+    ],
+)
+def test_compiles_without_a_usable_cache(monkeypatch, error):
+    """Numba finds no writable directory, or a damaged file in it; coding must go on."""
     calls = []
 
     def njit(*_, cache=False, **__):
         calls.append(cache)
         if cache:
-            raise RuntimeError("cannot cache function: no locator available")
+            raise error
         return lambda loop: loop
 
     import numba

@@ -197,6 +197,9 @@ def salvage(
         position = after
     if len(streams) < count and not errors:
         errors.append(TruncatedStreamError(f"{len(streams)} of {count} streams are in the file"))
+    if len(streams) == count and position < len(blob):
+        rest = len(blob) - position
+        errors.append(CorruptStreamError(f"{rest} bytes follow the last stream"))
     return Container(kind, coded_with, tuple(streams), meta, len(blob) - payloads), errors
 
 

@@ -315,5 +315,5 @@ def compiled(loop: Callable) -> Callable:
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
     try:
         return numba.njit(signature, cache=True, **options)(loop)
-    except (RuntimeError, OSError):  # no directory to keep it in, or a read-only one
+    except Exception:  # no directory to keep it in, a read-only one, or a damaged file in it
         return numba.njit(signature, **options)(loop)

@@ -76,7 +76,11 @@ class Compressor:
         except (BitstreamError, OSError):
             return False
         names = tuple(stream.name for stream in container.streams)
-        return names == self.codec.levels and (self.metadata or container.meta is None)
+        # Images always have metadata; feature files may have none to pass on.
+        expected = self.metadata if item.source.suffix.lower() not in FEATURES else None
+        with_meta = container.meta is not None
+        fits = with_meta == expected if expected is not None else self.metadata or not with_meta
+        return names == self.codec.levels and fits
 
     def __call__(self, item: Item) -> Done:
         """Writes one stream.
