@@ -190,7 +190,11 @@ _LENGTHS: Mapping[str, int] = {
 
 _MODELS: Mapping[str, Sequence[str]] = {  # task: values of model.name
     "detect": ("faster_rcnn_small_fpn_v2", "faster_rcnn_resnet50_fpn_v2"),
-    "feature_codec": ("factorized_prior_specific_level",),
+    "feature_codec": (
+        "factorized_prior_specific_level",
+        "factorized_prior_joint",
+        "factorized_prior_random_level",
+    ),
 }
 
 

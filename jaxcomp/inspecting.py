@@ -73,8 +73,8 @@ def _describe_codec(config: Any) -> dict[str, Any]:
     height, width = _padded(config)
     stride = 4 * 2**config.level
     # P6 is every other pixel of P5, hence the rounding up.
-    shape = (1, -(-height // stride), -(-width // stride), config.model.in_channels)
     codec = codec_from_config(config.model)
+    shape = (1, -(-height // stride), -(-width // stride), codec.in_channels)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     variables = jax.eval_shape(codec.init, jax.random.key(0), x)
     parameters = complexity.parameters_by_module(variables["params"], depth=1)

@@ -1,7 +1,7 @@
 """The whole pipeline with real bytes: features, a file on disk, features again, detections.
 
     image ── head ──► features ──────────────────────────── tail ──► detections before
-                         └─ one level ─► .jxc file ─► level ─┘  tail ──► detections after
+                         └─ level(s) ─► .jxc file ─► level(s) ┘  tail ──► detections after
 
 The functions take the network as callables, so that codecs and models stay strangers.
 """
@@ -52,6 +52,53 @@ class LevelCoder:
     mean: np.ndarray
 
 
+@dataclasses.dataclass(frozen=True)
+class FeatureCoder:
+    """A codec of one or several levels, as the evaluation needs it.
+
+    Attributes:
+      levels: the feature keys that are coded, finest first.
+      compress: one frame's features {level: [1, H_l, W_l, C]} -> the bytes of a `.jxc` file.
+      decompress: those bytes -> {level: [1, H_l, W_l, C] float32}.
+      ideal_bits: {level: [B, H_l, W_l, C]} -> {stream: [B, M]}, the code length of every latent
+        channel under the model.
+      payload_bits: bytes -> {stream: bits of the entropy coder's chunk}, without the container.
+      scales: {level: root mean square}; errors are reported relative to its square.
+      means: {level: [C]}, what a receiver knows without any bytes.
+    """
+
+    levels: tuple[str, ...]
+    compress: Callable[[Mapping[str, Any]], bytes]
+    decompress: Callable[[bytes], Mapping[str, np.ndarray]]
+    ideal_bits: Callable[[Mapping[str, Any]], Mapping[str, np.ndarray]]
+    payload_bits: Callable[[bytes], Mapping[str, int]]
+    scales: Mapping[str, float]
+    means: Mapping[str, np.ndarray]
+
+
+def _one_level(coder: LevelCoder) -> FeatureCoder:
+    level = coder.level
+    return FeatureCoder(
+        levels=(level,),
+        compress=lambda features: coder.compress(features[level]),
+        decompress=lambda blob: {level: coder.decompress(blob)},
+        ideal_bits=lambda features: {level: coder.ideal_bits(features[level])},
+        payload_bits=lambda blob: {level: coder.payload_bits(blob)},
+        scales={level: coder.scale},
+        means={level: coder.mean},
+    )
+
+
+@dataclasses.dataclass
+class _LevelTotals:
+    """Sums over the frames of one level."""
+
+    squared_error: float = 0.0
+    values: int = 0
+    positions: int = 0
+    shape: tuple[int, ...] = ()
+
+
 @dataclasses.dataclass
 class _Totals:
     """Sums over frames, and what the report shows."""
@@ -60,7 +107,6 @@ class _Totals:
     estimated_bits: float = 0.0
     payload_bits: int = 0
     file_bytes: int = 0
-    squared_error: float = 0.0
     feature_sum: float = 0.0
     feature_square: float = 0.0
     feature_max: float = 0.0
@@ -70,7 +116,8 @@ class _Totals:
     encode_ms: list[float] = dataclasses.field(default_factory=list)
     decode_ms: list[float] = dataclasses.field(default_factory=list)
     channel_bits: Any = 0.0
-    shape: tuple[int, ...] = ()
+    stream_bits: dict[str, int] = dataclasses.field(default_factory=dict)
+    levels: dict[str, _LevelTotals] = dataclasses.field(default_factory=dict)
     before: list = dataclasses.field(default_factory=list)
     after: list = dataclasses.field(default_factory=list)
     without: list = dataclasses.field(default_factory=list)
@@ -82,7 +129,7 @@ def evaluate_level(
     *,
     head: Callable[[Mapping[str, Any]], Features],
     tail: Callable[[Features, Any], Mapping[str, Any]],
-    coder: LevelCoder,
+    coder: LevelCoder | FeatureCoder,
     batches: Iterable[Mapping[str, Any]],
     classes: tuple[str, ...],
     streams: Path,
@@ -96,7 +143,7 @@ def evaluate_level(
     Args:
       head: a detection batch -> the pyramid.
       tail: (pyramid, image sizes [B, 2]) -> padded detections.
-      coder: the codec of one level; the other levels stay as they are.
+      coder: the codec; levels that it does not code stay as they are.
       batches: held-out detection batches.
       classes: names of labels 1, 2, ...
       streams: folder of the `.jxc` files, one a frame; made if needed, stale files are removed.
@@ -108,27 +155,36 @@ def evaluate_level(
     Returns:
       (metrics, arrays for the report). All rates are counted from the files.
     """
+    if isinstance(coder, LevelCoder):
+        coder = _one_level(coder)
     streams.mkdir(parents=True, exist_ok=True)
     stale = set(streams.glob("*.jxc"))
-    totals = _Totals()
+    totals = _Totals(levels={level: _LevelTotals() for level in coder.levels})
     for batch in batches:
         features = head(batch)
-        original = np.asarray(features[coder.level])
-        totals.shape = original.shape[1:]
+        coded = {level: features[level] for level in coder.levels}
+        original = _numpy(coded)
         sizes, pixels = image_sizes(batch), pixel_sizes(batch)
         rows = np.flatnonzero(batch["mask"])
-        restored = original.copy()
-        bits = np.asarray(coder.ideal_bits(features[coder.level]))
+        restored = {level: x.copy() for level, x in original.items()}
+        bits = _numpy(coder.ideal_bits(coded))
         for row in rows:
             path = streams / f"{frame_name(int(batch['image_id'][row]))}.jxc"
             stale.discard(path)
-            restored[row] = _code_one(coder, original[row : row + 1], path, totals)
-            _count(totals, coder, original[row], restored[row], bits[row], pixels[row], path)
+            frame = {level: x[row : row + 1] for level, x in original.items()}
+            decoded = _code_one(coder, frame, path, totals)
+            for level in coder.levels:
+                restored[level][row] = decoded[level][0]
+            of_row = {stream: one[row] for stream, one in bits.items()}
+            _count(totals, coder, frame, decoded, of_row, pixels[row], path)
         before = _numpy(tail(features, sizes))
-        after = _numpy(tail({**features, coder.level: restored}, sizes))
-        # The floor: what the other levels achieve alone.
-        constant = np.broadcast_to(np.asarray(coder.mean, np.float32), original.shape)
-        without = _numpy(tail({**features, coder.level: constant}, sizes))
+        after = _numpy(tail({**features, **restored}, sizes))
+        # The floor: what the other levels achieve alone, or none.
+        constant = {
+            level: np.broadcast_to(np.asarray(coder.means[level], np.float32), x.shape)
+            for level, x in original.items()
+        }
+        without = _numpy(tail({**features, **constant}, sizes))
         observe("before", batch, before)
         observe("after", batch, after)
         totals.without += frames_from_batch(without, batch)
@@ -138,23 +194,25 @@ def evaluate_level(
             totals.pictures,
             batch,
             {"before": before, "after": after},
-            {"original": original, "restored": restored},
+            {"original": original[coder.levels[0]], "restored": restored[coder.levels[0]]},
             limit=pictures,
         )
         progress(totals.frames)
     for path in stale:
         path.unlink()
-    return _metrics(totals, coder, classes), _arrays(totals)
+    return _metrics(totals, coder, classes), _arrays(totals, coder)
 
 
 def _numpy(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in tree.items()}
 
 
-def _code_one(coder: LevelCoder, x: np.ndarray, path: Path, totals: _Totals) -> np.ndarray:
-    """Features -> file -> features of one frame [1, H, W, C], with times."""
+def _code_one(
+    coder: FeatureCoder, x: Mapping[str, np.ndarray], path: Path, totals: _Totals
+) -> dict[str, np.ndarray]:
+    """Features -> file -> features of one frame {level: [1, H, W, C]}, with times."""
     if totals.frames == 0:  # the first call compiles; its time is not a latency
-        coder.decompress(coder.compress(x))
+        _numpy(coder.decompress(coder.compress(x)))
     start = time.perf_counter()
     blob = coder.compress(x)
     totals.encode_ms.append(1e3 * (time.perf_counter() - start))
@@ -163,42 +221,85 @@ def _code_one(coder: LevelCoder, x: np.ndarray, path: Path, totals: _Totals) -> 
     os.replace(temporary, path)
     blob = path.read_bytes()
     start = time.perf_counter()
-    restored = np.asarray(coder.decompress(blob))
+    restored = _numpy(coder.decompress(blob))
     totals.decode_ms.append(1e3 * (time.perf_counter() - start))
-    totals.payload_bits += coder.payload_bits(blob)
-    return restored[0]
+    for stream, bits in coder.payload_bits(blob).items():
+        totals.payload_bits += bits
+        totals.stream_bits[stream] = totals.stream_bits.get(stream, 0) + bits
+    return restored
 
 
-def _count(totals, coder, original, restored, bits, size, path) -> None:
-    error = float(np.square(original - restored, dtype=np.float64).sum())
-    stream_bytes = path.stat().st_size
+def _count(
+    totals: _Totals,
+    coder: FeatureCoder,
+    original: Mapping[str, np.ndarray],
+    restored: Mapping[str, np.ndarray],
+    bits: Mapping[str, np.ndarray],
+    size: np.ndarray,
+    path: Path,
+) -> None:
+    """Counts one frame, [1, H, W, C] a level."""
+    stream_bytes, relative = path.stat().st_size, 0.0
+    size_of_frame = sum(x.size for x in original.values())
     totals.frames += 1
-    totals.estimated_bits += float(bits.sum())
     totals.file_bytes += stream_bytes
-    totals.squared_error += error
-    totals.feature_sum += float(original.sum(dtype=np.float64))
-    totals.feature_square += float(np.square(original, dtype=np.float64).sum())
-    totals.feature_max = max(totals.feature_max, float(np.abs(original).max()))
-    totals.values += original.size
-    totals.positions += original.shape[0] * original.shape[1]
+    for level, x in original.items():
+        error = float(np.square(x - restored[level], dtype=np.float64).sum())
+        relative += error / size_of_frame / coder.scales[level] ** 2
+        one = totals.levels[level]
+        one.squared_error += error
+        one.values += x.size
+        one.positions += x.shape[1] * x.shape[2]
+        one.shape = x.shape[1:]
+        totals.feature_sum += float(x.sum(dtype=np.float64))
+        totals.feature_square += float(np.square(x, dtype=np.float64).sum())
+        totals.feature_max = max(totals.feature_max, float(np.abs(x).max()))
+        totals.values += x.size
+        totals.positions += x.shape[1] * x.shape[2]
     totals.pixels += int(size[0] * size[1])
-    totals.channel_bits = totals.channel_bits + np.asarray(bits, np.float64)
+    estimated = sum(float(one.sum()) for one in bits.values())
+    totals.estimated_bits += estimated
+    # Streams of one codec share their channels; those of several stand side by side.
+    stacked = np.concatenate([np.asarray(one, np.float64) for one in bits.values()])
+    totals.channel_bits = totals.channel_bits + stacked
     totals.per_frame.append(
         {
             "frame": path.stem,
             "bytes": stream_bytes,
-            "estimated_bits": float(bits.sum()),
-            "relative_mse": error / original.size / coder.scale**2,
+            "estimated_bits": estimated,
+            "relative_mse": relative,
         }
     )
 
 
-def _metrics(t: _Totals, coder: LevelCoder, classes: tuple[str, ...]) -> dict[str, Any]:
+def _level_metrics(t: _Totals, coder: FeatureCoder) -> dict[str, dict[str, Any]]:
+    """What belongs to a level alone; its bits where it has a stream of its own, else None."""
+    rows = {}
+    for level, one in t.levels.items():
+        bits, values = t.stream_bits.get(level), max(one.values, 1)
+        mse = one.squared_error / values
+        rows[level] = {
+            "shape": list(one.shape),
+            "mse": mse,
+            "relative_mse": mse / coder.scales[level] ** 2,
+            "payload_bytes_per_frame": None if bits is None else bits / 8 / max(t.frames, 1),
+            "share_of_bits": None if bits is None else bits / max(t.payload_bits, 1),
+            "bpp_feature": None if bits is None else bits / max(one.positions, 1),
+            "bits_per_value": None if bits is None else bits / values,
+        }
+    return rows
+
+
+def _metrics(t: _Totals, coder: FeatureCoder, classes: tuple[str, ...]) -> dict[str, Any]:
     before, after = (voc_metrics(f, classes) for f in (t.before, t.after))
     without = voc_metrics(t.without, classes)
     before_coco, after_coco = (coco_metrics(f, classes) for f in (t.before, t.after))
     frames, values = max(t.frames, 1), max(t.values, 1)
-    mse = t.squared_error / values
+    mse = sum(one.squared_error for one in t.levels.values()) / values
+    relative = sum(
+        one.squared_error / values / coder.scales[level] ** 2 for level, one in t.levels.items()
+    )
+    several = {"levels": _level_metrics(t, coder)} if len(coder.levels) > 1 else {}
     peak = t.feature_max
     return {
         "frames": t.frames,
@@ -214,7 +315,7 @@ def _metrics(t: _Totals, coder: LevelCoder, classes: tuple[str, ...]) -> dict[st
         "bpp_feature": 8 * t.file_bytes / max(t.positions, 1),
         "bits_per_value": 8 * t.file_bytes / values,
         "mse": mse,
-        "relative_mse": mse / coder.scale**2,
+        "relative_mse": relative,
         "psnr": float(10 * np.log10(peak**2 / max(mse, 1e-20))) if peak > 0 else 0.0,
         "feature_mean": t.feature_sum / values,
         "feature_std": float(
@@ -230,12 +331,13 @@ def _metrics(t: _Totals, coder: LevelCoder, classes: tuple[str, ...]) -> dict[st
         "accuracy": after | after_coco,
         "encode_ms": float(np.median(t.encode_ms)) if t.encode_ms else 0.0,
         "decode_ms": float(np.median(t.decode_ms)) if t.decode_ms else 0.0,
+        **several,
     }
 
 
-def _arrays(totals: _Totals) -> dict[str, np.ndarray]:
+def _arrays(totals: _Totals, coder: FeatureCoder) -> dict[str, np.ndarray]:
     arrays = {name: np.stack(values) for name, values in totals.pictures.items()}
-    arrays["shape"] = np.asarray(totals.shape)
+    arrays["shape"] = np.asarray(totals.levels[coder.levels[0]].shape)
     arrays["channel_bits"] = np.asarray(totals.channel_bits) / max(totals.frames, 1)
     for name in ("bytes", "estimated_bits", "relative_mse"):
         arrays[f"frame_{name}"] = np.asarray([frame[name] for frame in totals.per_frame])

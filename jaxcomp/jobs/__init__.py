@@ -20,9 +20,10 @@ def _detect(config: Any) -> Any:
 
 
 def _feature_codec(config: Any) -> Any:
-    from jaxcomp.jobs import feature_codec
+    from jaxcomp.jobs import feature_codec, pyramid_codec
 
-    return feature_codec.build(config)
+    whole = config.model.name in pyramid_codec.TREATMENTS
+    return (pyramid_codec if whole else feature_codec).build(config)
 
 
 # Builders import their workload when called, so that asking for help stays fast.
@@ -54,6 +55,12 @@ def build_job(config: Any) -> Any:
 
 def run_location(config: Any) -> tuple[str, str]:
     """(root, name) of the folder that collects the runs of a config, as the documents name them."""
+    folders = {
+        "factorized_prior_joint": "fpn_joint_compression",
+        "factorized_prior_random_level": "fpn_random_level_compression",
+    }
+    if config.model.name in folders:
+        return "checkpoints", folders[config.model.name]
     if config.task == "feature_codec":
         return "checkpoints", f"fpn_specific_level_compression_level_{config.level}"
     return "checkpoints", {"detect": "detection"}.get(config.task, config.task)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import itertools
 import json
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from jaxcomp.errors import CheckpointError, NonFiniteError
 from jaxcomp.evaluate.split import LevelCoder, evaluate_level
 from jaxcomp.jobs.job import Job, canvas_of, variables_of, write_arrays
 from jaxcomp.jobs.kitti_scores import kitti_scores
-from jaxcomp.loaders import CODEC_FILE, Detector, LevelCodec, load_detector
+from jaxcomp.loaders import CODEC_FILE, Detector, LevelCodec, codec_tree, load_detector
 from jaxcomp.log import LOG
 from jaxcomp.models.fpn import LEVELS
 from jaxcomp.models.transform import frames_of
@@ -44,17 +44,21 @@ INPUT = ("resize", "height", "width", "min_side", "max_side")  # how images reac
 
 def build(config: Any) -> Job:
     """The job of a `configs/fpn_level.py` config."""
-    detector = _load_detector(config)
-    _check_channels(config, detector)
+    detector = frozen_detector(config)
+    check_channels(config, detector)
     images = data.make_splits(with_classes(config, detector))
     level = LEVELS[config.level]
     if config.data.cache_features:
-        splits, training = _cached_splits(config, detector, level, images)
+        training, held_out = (x[level] for x in cached_pyramids(config, detector, (level,), images))
+        splits = array_splits(
+            {"features": training}, {"features": held_out}, config.training.batch_size, config.seed
+        )
         statistics = level_statistics(iter([training]))
     else:
         splits = images
         batches = itertools.islice(images.train_once(), STATISTICS_BATCHES)
-        statistics = level_statistics(_features(config, detector, level, batches))
+        pyramid = pyramids(config, detector, (level,), batches)
+        statistics = level_statistics(features[level] for features in pyramid)
     codec = codec_from_config(config.model)
 
     canvas = canvas_of(config)
@@ -69,7 +73,7 @@ def build(config: Any) -> Job:
         statistics,
         level=config.level,
         head=head,
-        frozen=_digest_only(detector) if config.data.cache_features else detector.variables,
+        frozen=digest_only(detector) if config.data.cache_features else detector.variables,
     )
     decode = jax.jit(codec.apply)
     return Job(
@@ -81,7 +85,8 @@ def build(config: Any) -> Job:
     )
 
 
-def _load_detector(config: Any) -> Detector:
+def frozen_detector(config: Any) -> Detector:
+    """The detector whose features are coded; an error names the ways to one."""
     try:
         return load_detector(config.detector.path)
     except CheckpointError as error:
@@ -99,7 +104,8 @@ def with_classes(config: Any, detector: Detector) -> Any:
     return copy
 
 
-def _check_channels(config: Any, detector: Detector) -> None:
+def check_channels(config: Any, detector: Detector) -> None:
+    """Raises `CheckpointError` unless the config is for the detector's channels."""
     channels = detector.model.cfg.fpn_features
     if channels != config.model.in_channels:
         raise CheckpointError(
@@ -109,7 +115,7 @@ def _check_channels(config: Any, detector: Detector) -> None:
         )
 
 
-def _digest_only(detector: Detector) -> dict[str, np.ndarray]:
+def digest_only(detector: Detector) -> dict[str, np.ndarray]:
     """Stands for the frozen detector where only its cached features are used.
 
     The trainer compares the digest of what is frozen on resume, so a run cannot go on with the
@@ -118,32 +124,40 @@ def _digest_only(detector: Detector) -> dict[str, np.ndarray]:
     return {"digest": np.frombuffer(bytes.fromhex(detector.digest), np.uint8)}
 
 
-def _features(
-    config: Any, detector: Detector, level: str, batches: Iterable[Mapping[str, Any]]
-) -> Iterable[np.ndarray]:
-    """Features of one level, batch by batch, without padding rows."""
+def pyramids(
+    config: Any, detector: Detector, levels: Sequence[str], batches: Iterable[Mapping[str, Any]]
+) -> Iterator[dict[str, np.ndarray]]:
+    """Features {level: [B, H_l, W_l, C]} batch by batch, without padding rows."""
     for batch in batches:
-        x = np.asarray(detector.head(frames_of(batch, canvas_of(config)))[level])
-        if not np.isfinite(x).all():
-            raise NonFiniteError(f"the detector's {level!r} features hold NaN or infinity")
-        yield x[np.asarray(batch["mask"], bool)]
+        pyramid, real = detector.head(frames_of(batch, canvas_of(config))), batch["mask"]
+        found = {}
+        for level in levels:
+            x = np.asarray(pyramid[level])
+            if not np.isfinite(x).all():
+                raise NonFiniteError(f"the detector's {level!r} features hold NaN or infinity")
+            found[level] = x[np.asarray(real, bool)]
+        yield found
 
 
-def _cached_splits(
-    config: Any, detector: Detector, level: str, images: DataSplits
-) -> tuple[DataSplits, np.ndarray]:
-    """The frozen head runs once over the data instead of once an epoch."""
-    training = np.concatenate(list(_features(config, detector, level, images.train_once())))
-    held_out = np.concatenate(list(_features(config, detector, level, images.validation())))
+def cached_pyramids(
+    config: Any, detector: Detector, levels: Sequence[str], images: DataSplits
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """The frozen head runs once over the data instead of once an epoch: (training, held out)."""
+    training, held_out = (
+        _stacked(list(pyramids(config, detector, levels, batches)), levels)
+        for batches in (images.train_once(), images.validation())
+    )
     LOG.info(
         "Cached %s features of %d + %d frames: %s each, %.0f MB.",
-        *(level, len(training), len(held_out), training.shape[1:]),
-        (training.nbytes + held_out.nbytes) / 1e6,
+        *(" ".join(levels), len(training[levels[0]]), len(held_out[levels[0]])),
+        " ".join(str(x.shape[1:]) for x in training.values()),
+        sum(x.nbytes for x in (*training.values(), *held_out.values())) / 1e6,
     )
-    splits = array_splits(
-        {"features": training}, {"features": held_out}, config.training.batch_size, config.seed
-    )
-    return splits, training
+    return training, held_out
+
+
+def _stacked(parts: list[dict[str, np.ndarray]], levels: Sequence[str]) -> dict[str, np.ndarray]:
+    return {level: np.concatenate([part.pop(level) for part in parts]) for level in levels}
 
 
 def _write_epoch(
@@ -154,6 +168,13 @@ def _write_epoch(
     summary: EpochSummary,
 ) -> None:
     """The documented text files of an epoch."""
+    write_diagnostics(config, summary)
+    if summary.epoch % ANALYSIS_EPOCHS == 0 or summary.epoch in (1, summary.epochs):
+        _write_analysis(config, task, decode, splits, summary)
+
+
+def write_diagnostics(config: Any, summary: EpochSummary) -> None:
+    """`training_diagnostics_epoch_E.txt`."""
     count = factorised.parameter_count(
         variables_of(summary.state.params, jax.tree.map(np.asarray, summary.state.stats))
     )
@@ -168,8 +189,6 @@ def _write_epoch(
         trainable=sum(x.size for x in jax.tree.leaves(summary.state.params)),
     )
     atomic_write(summary.workdir / f"training_diagnostics_epoch_{summary.epoch}.txt", text)
-    if summary.epoch % ANALYSIS_EPOCHS == 0 or summary.epoch in (1, summary.epochs):
-        _write_analysis(config, task, decode, splits, summary)
 
 
 def _write_analysis(
@@ -201,12 +220,9 @@ def _write_analysis(
     atomic_write(folder / name, text)
 
 
-def _export(config: Any, codec: Any, variables: Any, detector: Detector, path: Path) -> LevelCodec:
-    """Builds the integer tables and writes `codec.npz`; returns the codec it holds."""
-    tables = build_tables(codec, variables)
-    meta = {
-        "kind": "codec",
-        "level": config.level,
+def codec_record(config: Any, codec: Any, detector: Detector) -> dict[str, Any]:
+    """What `codec.npz` says of its network and where it comes from."""
+    return {
         "model": {
             "in_channels": codec.in_channels,
             "n_hidden": codec.n_hidden,
@@ -221,12 +237,18 @@ def _export(config: Any, codec: Any, variables: Any, detector: Detector, path: P
         "detector_digest": detector.digest,
         "seed": config.seed,
     }
-    blob = np.frombuffer(tables.to_bytes(), np.uint8)
-    checkpoint.export_npz(path, {**variables, "tables": blob}, meta)
+
+
+def _export(config: Any, codec: Any, variables: Any, detector: Detector, path: Path) -> LevelCodec:
+    """Builds the integer tables and writes `codec.npz`; returns the codec it holds."""
+    tables = build_tables(codec, variables)
+    record = codec_record(config, codec, detector)
+    meta = {"kind": "codec", "level": config.level, **record}
+    checkpoint.export_npz(path, codec_tree(variables, tables), meta)
     return LevelCodec(codec, variables, tables, meta)
 
 
-def _config_file(workdir: Path) -> str | None:
+def config_file(workdir: Path) -> str | None:
     """The `--config` of the command that made a run directory, None if it is not on record."""
     try:
         argv = json.loads((workdir / "provenance.json").read_text())["argv"]
@@ -288,7 +310,7 @@ def _evaluate(
     count = factorised.parameter_count(variables)
     summary = documents.training_summary(
         level=config.level,
-        config_name=_config_file(workdir) or config.model.name,
+        config_name=config_file(workdir) or config.model.name,
         detection_checkpoint=config.detector.path or "shipped with jaxcomp",
         rate_weight=config.training.rate_weight,
         learning_rate=config.training.learning_rate,

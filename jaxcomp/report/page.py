@@ -47,7 +47,9 @@ def _headline(summary: Record) -> str:
         f"<span>{escape(note)}</span></div>"
         for name, value, note in large
     )
-    everything = html.table([*rows, *tables.kitti_rows(summary), *tables.run_rows(summary)])
+    everything = html.table(
+        [*rows, *tables.level_rows(summary), *tables.kitti_rows(summary), *tables.run_rows(summary)]
+    )
     return f'<div class="cards">{cards}</div>\n{everything}'
 
 

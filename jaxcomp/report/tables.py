@@ -45,14 +45,25 @@ def _setting(summary: Summary, name: str) -> Any:
     return None if summary.get("task") == "detect" else summary.get(name)
 
 
+def _levels(summary: Summary) -> Mapping[str, Mapping[str, Any]]:
+    """Measurements of each level of a codec of several, else nothing."""
+    levels = summary.get("levels")
+    return levels if isinstance(levels, Mapping) else {}
+
+
 def level_name(summary: Summary) -> str:
     """Level and pyramid key, as in 2 (P4); a dash for a run without a level."""
+    if _levels(summary):
+        return f"P2-P6 ({summary.get('treatment', 'all')})"
     level = _setting(summary, "level")
     return f"{level} (P{level + 2})" if isinstance(level, int) else MISSING
 
 
 def shape_text(summary: Summary) -> str:
     """The shape of the coded features, height x width x channels."""
+    shapes = [level.get("shape") for level in _levels(summary).values()]
+    if shapes:
+        return " + ".join("×".join(map(str, shape or ())) for shape in shapes)  # noqa: RUF001
     shape = summary.get("feature_shape")
     return " × ".join(map(str, shape)) if isinstance(shape, Sequence) and shape else MISSING  # noqa: RUF001
 
@@ -168,6 +179,10 @@ def _arrow(before: str, after: str) -> str:
     return f"{before} → {after}"
 
 
+def _owner(s: Summary) -> str:
+    return "each level's" if _levels(s) else "the level's"
+
+
 def _codec_rows(s: Summary) -> list[tuple[str, str, str]]:
     estimated, actual, frames = s.get("estimated_bits"), s.get("actual_bits"), s.get("frames")
     per_frame = [
@@ -188,7 +203,7 @@ def _codec_rows(s: Summary) -> list[tuple[str, str, str]]:
         (
             "Relative MSE",
             significant(s.get("relative_mse")),
-            f"squared error / the level's scale²; PSNR {number(s.get('psnr'), '.1f', ' dB')}",
+            f"squared error / {_owner(s)} scale²; PSNR {number(s.get('psnr'), '.1f', ' dB')}",
         ),
         (
             "mAP@0.5",
@@ -213,6 +228,19 @@ def _codec_rows(s: Summary) -> list[tuple[str, str, str]]:
             f"{' / '.join(times)} ms",
             "median a frame, features to bytes and back",
         ),
+    ]
+
+
+def level_rows(s: Summary) -> list[tuple[str, str, str]]:
+    """Bytes and error of each level of a codec of several: (level, bytes, share and error)."""
+    return [
+        (
+            name.upper(),
+            number(level.get("payload_bytes_per_frame"), ",.1f", " bytes"),
+            f"{percent(level.get('share_of_bits'))} of the payload; relative MSE "
+            f"{significant(level.get('relative_mse'))}",
+        )
+        for name, level in _levels(s).items()
     ]
 
 
@@ -267,7 +295,7 @@ def text_table(summary: Summary) -> str:
       A title and aligned lines, ending in a newline.
     """
     title = page_title(summary)
-    rows = [*headline_rows(summary), *kitti_rows(summary), *run_rows(summary)]
+    rows = [*headline_rows(summary), *level_rows(summary), *kitti_rows(summary), *run_rows(summary)]
     names, values = (max(len(row[i]) for row in rows) for i in (0, 1))
     lines = [title, "-" * len(title)]
     lines += [f"{n.ljust(names)}  {v.rjust(values)}  {note}".rstrip() for n, v, note in rows]
@@ -279,7 +307,8 @@ def page_title(summary: Summary) -> str:
     if summary.get("task") == "feature_codec" or _is_codec(summary):
         weight = summary.get("rate_weight")
         more = f", rate weight {number(weight, 'g')}" if weight is not None else ""
-        return f"Feature codec for level {level_name(summary)}{more}"
+        what = "levels" if _levels(summary) else "level"
+        return f"Feature codec for {what} {level_name(summary)}{more}"
     name = {"detect": "Detector"}.get(str(summary.get("task")), str(summary.get("task", "Run")))
     return f"{name}, {summary['profile']} profile" if summary.get("profile") else name
 
@@ -288,16 +317,23 @@ def lead(summary: Summary) -> str:
     """What was measured, on what data, in plain sentences."""
     data, frames = summary.get("data", "unnamed data"), number(summary.get("frames"))
     if _is_codec(summary):
+        several = bool(_levels(summary))
+        what = "levels" if several else "level"
+        replaced = (
+            "all levels replaced by what was read back."
+            if several
+            else "this one level replaced by what was read back; the other levels stayed as they "
+            "were."
+        )
         raw, size = (number(summary.get(f"{k}bytes_per_frame"), ",.0f") for k in ("raw_", ""))
         text = (
-            f"The detector's features of level {level_name(summary)}, {shape_text(summary)} values "
-            f"or {raw} bytes as raw float32, were written to files of {size} bytes a frame on "
-            f"average, {number(summary.get('compression_ratio'), ',.1f')} times smaller, and read "
-            f"back. On {frames} held-out frames ({data}), the detector's mAP@0.5 was "
+            f"The detector's features of {what} {level_name(summary)}, {shape_text(summary)} "
+            f"values or {raw} bytes as raw float32, were written to files of {size} bytes a frame "
+            f"on average, {number(summary.get('compression_ratio'), ',.1f')} times smaller, and "
+            f"read back. On {frames} held-out frames ({data}), the detector's mAP@0.5 was "
             f"{number(summary.get('map50_uncompressed'), '.4f')} with the features as they are and "
             f"{number(summary.get('map50'), '.4f')} ({percent(summary.get('map50_kept'))} kept) "
-            "with this one level replaced by what was read back; the other levels stayed as they "
-            "were."
+            f"with {replaced}"
         )
     else:
         text = (

@@ -9,7 +9,7 @@ variance of the features.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import jax
@@ -19,15 +19,18 @@ import numpy as np
 from jaxcomp.codecs import factorised
 from jaxcomp.codecs.factorised import FactorisedCodec
 from jaxcomp.errors import NonFiniteError, ShapeError
+from jaxcomp.models.fpn import LEVELS
 from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree
 
+JOINT_MODEL, RANDOM_MODEL = "factorized_prior_joint", "factorized_prior_random_level"
 LOSS_CONVENTION = "mse + rate_weight * bits_per_position"
 
 
 def codec_from_config(config: Any) -> FactorisedCodec:
-    """The codec that a config's `model` section describes."""
+    """The codec that a config's `model` section describes; `in_channels` are those of one level."""
+    joint = config.name == JOINT_MODEL
     return FactorisedCodec(
-        in_channels=config.in_channels,
+        in_channels=config.in_channels * (len(LEVELS) if joint else 1),
         n_hidden=config.n_hidden,
         n_channels=config.n_channels,
         stages=config.stages,
@@ -39,7 +42,7 @@ def codec_from_config(config: Any) -> FactorisedCodec:
 _CHUNK = 16  # frames summed at a time: float64 copies of a whole fine level take gigabytes
 
 
-def level_statistics(batches: Iterator[Array]) -> dict[str, np.ndarray]:
+def level_statistics(batches: Iterable[Array]) -> dict[str, np.ndarray]:
     """Mean of each channel and one scale of a level's features.
 
     One scale, not one for each channel: the channels keep their relative energies, so that a
@@ -54,19 +57,41 @@ def level_statistics(batches: Iterator[Array]) -> dict[str, np.ndarray]:
     Raises:
       NonFiniteError: the features hold NaN or infinity.
     """
-    count, total, square = 0, 0.0, 0.0
-    for chunk in (b[i : i + _CHUNK] for b in batches for i in range(0, b.shape[0], _CHUNK)):
-        flat = np.asarray(chunk, np.float64).reshape(-1, chunk.shape[-1])
-        count += flat.shape[0]
-        total = total + flat.sum(0)
-        square = square + np.square(flat).sum(0)
-    mean = total / max(count, 1)
-    variance = np.maximum(square / max(count, 1) - mean**2, 0.0).mean()
-    if not np.isfinite(variance):
-        raise NonFiniteError("The detector's features hold NaN or infinity; check its weights.")
-    # Constant features have no scale; one leaves them as they are.
-    scale = np.sqrt(variance) if variance > 0 else 1.0
-    return {"mean": mean.astype(np.float32), "scale": np.float32(scale)}
+    sums = FeatureSums()
+    for batch in batches:
+        sums.add(batch)
+    return sums.result()
+
+
+class FeatureSums:
+    """Sums of features over many batches, in float64.
+
+    Attributes:
+      positions: H W summed over all frames.
+    """
+
+    def __init__(self) -> None:
+        self.positions = 0
+        self._total: Any = 0.0
+        self._square: Any = 0.0
+
+    def add(self, batch: Any) -> None:
+        """Counts [B, H, W, C] features, a few frames at a time."""
+        for chunk in (batch[i : i + _CHUNK] for i in range(0, batch.shape[0], _CHUNK)):
+            flat = np.asarray(chunk, np.float64).reshape(-1, chunk.shape[-1])
+            self.positions += flat.shape[0]
+            self._total = self._total + flat.sum(0)
+            self._square = self._square + np.square(flat).sum(0)
+
+    def result(self) -> dict[str, np.ndarray]:
+        """What `level_statistics` returns, and raises."""
+        mean = self._total / max(self.positions, 1)
+        variance = np.maximum(self._square / max(self.positions, 1) - mean**2, 0.0).mean()
+        if not np.isfinite(variance):
+            raise NonFiniteError("The detector's features hold NaN or infinity; check its weights.")
+        # Constant features have no scale; one leaves them as they are.
+        scale = np.sqrt(variance) if variance > 0 else 1.0
+        return {"mean": mean.astype(np.float32), "scale": np.float32(scale)}
 
 
 class FeatureCodecTask:
@@ -101,15 +126,24 @@ class FeatureCodecTask:
 
     def init(self, rng: Array, batch: Batch) -> tuple[PyTree, PyTree, PyTree]:
         """Random parameters; the level's statistics go into the stats."""
-        x = jnp.asarray(self.features(self.frozen, batch)[:1])
+        features = jax.tree.map(lambda x: x[:1], self.features(self.frozen, batch))
+        x = self._model_input(features)
         if x.shape[-1] != self.codec.in_channels:
             raise ShapeError(
                 f"the detector's features have {x.shape[-1]} channels, the codec takes "
                 f"config.model.in_channels={self.codec.in_channels}; make them equal"
             )
         variables = jax.jit(self.codec.init)(rng, x)
-        variables = factorised.with_statistics(variables, **self.statistics)
+        variables = self.set_statistics(variables)
         return variables["params"], {"stats": variables["stats"]}, self.frozen
+
+    def set_statistics(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """New variables with the statistics of the features."""
+        return factorised.with_statistics(variables, **self.statistics)
+
+    def _model_input(self, features: Any) -> Array:
+        """What one pass of the codec takes, of which it is initialised."""
+        return jnp.asarray(jax.tree.leaves(features)[0])
 
     def features(self, frozen: PyTree, batch: Batch) -> Array:
         """The level's features [B, H, W, C] of a batch: cached ones, or the frozen head's."""
@@ -126,9 +160,13 @@ class FeatureCodecTask:
         distortion = out["distortion"]
         positions = x.shape[1] * x.shape[2]
         bpp = out["bits"].sum((1, 2, 3)) / positions
+        return self.rated(distortion, distortion * jnp.square(variables["stats"]["scale"]), bpp)
+
+    def rated(self, distortion: Array, mse: Array, bpp: Array) -> dict[str, Array]:
+        """The terms that every treatment has, and the loss that they make."""
         return {
             "loss": distortion + self.rate_weight * bpp,
-            "mse": distortion * jnp.square(variables["stats"]["scale"]),
+            "mse": mse,
             "distortion": distortion,
             "bpp": bpp,
             "rate_loss": self.rate_weight * bpp,
@@ -143,10 +181,13 @@ class FeatureCodecTask:
         terms = self.terms({"params": params, **stats}, x, rng, train=True)
         means = {name: value.mean() for name, value in terms.items()}
         metrics = {k: v for k, v in means.items() if k != "loss"}
-        level = f"L{self.level}"
-        metrics["fpn_mse"] = {level: means["mse"]}
-        metrics["feature_max"] = {level: jnp.abs(x).max()}
+        metrics |= self.level_metrics(means, x)
         return means["loss"], LossAux(metrics=metrics, stats=stats)
+
+    def level_metrics(self, means: Mapping[str, Array], x: Any) -> Mapping[str, Any]:
+        """Further metrics of a training batch, by level."""
+        level = f"L{self.level}"
+        return {"fpn_mse": {level: means["mse"]}, "feature_max": {level: jnp.abs(x).max()}}
 
     def eval_loss(self, params: PyTree, stats: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
         """The same terms with latents rounded around their medians, as sums over real rows."""

@@ -1,0 +1,148 @@
+"""Train one codec for the whole pyramid, code every held-out frame, measure detections.
+
+What differs from `jobs.feature_codec` is the treatment of the levels; the rest is shared with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcomp import checkpoint, data
+from jaxcomp.codecs import bitstream, factorised
+from jaxcomp.codecs.tables import build_tables
+from jaxcomp.data.levels import cached_levels, level_draws
+from jaxcomp.evaluate.split import FeatureCoder, evaluate_level
+from jaxcomp.jobs import feature_codec as shared
+from jaxcomp.jobs.job import Job, canvas_of, variables_of, write_arrays
+from jaxcomp.jobs.kitti_scores import kitti_scores
+from jaxcomp.loaders import CODEC_FILE, Detector, PyramidCodec, codec_tree, save_codec
+from jaxcomp.models.fpn import LEVELS
+from jaxcomp.models.transform import frames_of
+from jaxcomp.tasks.feature_codec import (
+    JOINT_MODEL,
+    LOSS_CONVENTION,
+    RANDOM_MODEL,
+    codec_from_config,
+)
+from jaxcomp.tasks.pyramid_codec import PyramidTask, pyramid_statistics, pyramid_task
+from jaxcomp.train import FitResult
+from jaxcomp.types import DataSplits
+
+TREATMENTS = {JOINT_MODEL: "joint", RANDOM_MODEL: "random"}
+
+
+def build(config: Any) -> Job:
+    """The job of a `configs/fpn_joint.py` or `configs/fpn_random.py` config."""
+    treatment = TREATMENTS[config.model.name]
+    detector = shared.frozen_detector(config)
+    shared.check_channels(config, detector)
+    images = data.make_splits(shared.with_classes(config, detector))
+    splits, statistics = _data(config, detector, images, draw=treatment == "random")
+    canvas = canvas_of(config)
+
+    def head(variables: Any, batch: Any) -> Any:
+        return detector.model.apply(variables, frames_of(batch, canvas), method="features")
+
+    cached = config.data.cache_features
+    task = pyramid_task(
+        treatment,
+        codec_from_config(config.model),
+        config.training.rate_weight,
+        statistics,
+        level_weights=config.training.get("level_weights", "elements"),
+        head=head,
+        frozen=shared.digest_only(detector) if cached else detector.variables,
+    )
+    return Job(
+        task=task,
+        splits=splits,
+        callbacks=(functools.partial(shared.write_diagnostics, config),),
+        evaluate=functools.partial(_evaluate, config, task, detector, images, statistics),
+        fingerprint=images.fingerprint,
+    )
+
+
+def _data(
+    config: Any, detector: Detector, images: DataSplits, draw: bool
+) -> tuple[DataSplits, dict[str, np.ndarray]]:
+    """Batches for training, of one drawn level each or of all, and statistics of every level."""
+    if config.data.cache_features:
+        training, held_out = shared.cached_pyramids(config, detector, LEVELS, images)
+        size = config.training.batch_size
+        splits = cached_levels(training, held_out, size, config.seed, draw=draw)
+        return splits, pyramid_statistics([training])
+    batches = itertools.islice(images.train_once(), shared.STATISTICS_BATCHES)
+    statistics = pyramid_statistics(shared.pyramids(config, detector, LEVELS, batches))
+    return level_draws(images, LEVELS, config.seed) if draw else images, statistics
+
+
+def pyramid_coder(codec: PyramidCodec, statistics: dict[str, np.ndarray]) -> FeatureCoder:
+    """A loaded codec as the evaluation needs it, with the statistics of the levels."""
+
+    def payload_bits(blob: bytes) -> dict[str, int]:
+        return {s.name: 8 * len(s.payload) for s in bitstream.read(blob).streams}
+
+    return FeatureCoder(
+        levels=codec.levels,
+        compress=codec.compress,
+        decompress=codec.decompress,
+        ideal_bits=codec.coder.ideal_bits,
+        payload_bits=payload_bits,
+        scales={level: float(statistics["scale"][i]) for i, level in enumerate(LEVELS)},
+        means={level: statistics["mean"][i] for i, level in enumerate(LEVELS)},
+    )
+
+
+def _evaluate(
+    config: Any,
+    task: PyramidTask,
+    detector: Detector,
+    images: DataSplits,
+    statistics: dict[str, np.ndarray],
+    result: FitResult,
+    workdir: Path,
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    """Real bytes of every held-out frame, and detections with all levels replaced."""
+    variables = variables_of(result.state.params, result.state.stats)
+    variables = jax.tree.map(jnp.asarray, factorised.refresh_quantiles(variables))
+    treatment = TREATMENTS[config.model.name]
+    record = shared.codec_record(config, task.codec, detector)
+    codec = save_codec(
+        workdir / CODEC_FILE,
+        codec_tree(variables, build_tables(task.codec, variables)),
+        {"treatment": treatment, "levels": LEVELS, **record},
+    )
+    official = kitti_scores(shared.with_classes(config, detector), detector.classes)
+    metrics, arrays = evaluate_level(
+        frame_name=official.name if official else "{:06d}".format,
+        head=lambda batch: detector.head(frames_of(batch, canvas_of(config))),
+        tail=detector.tail,
+        coder=pyramid_coder(codec, statistics),
+        batches=images.validation(),
+        classes=detector.classes,
+        streams=workdir / "streams",
+        pictures=config.evaluation.pictures,
+        progress=progress,
+        observe=official.add if official else lambda *_: None,
+    )
+    if official:
+        metrics["kitti"] = official.finish(workdir / "results")
+    write_arrays(workdir / "evaluation.npz", arrays)
+    return {
+        "level": None,
+        "treatment": treatment,
+        "params": factorised.parameter_count(variables),
+        "params_digest": checkpoint.tree_digest(result.state.params),
+        "detector_digest": detector.digest,
+        "loss_convention": LOSS_CONVENTION,
+        **metrics,
+    }

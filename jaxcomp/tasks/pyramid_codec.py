@@ -1,0 +1,162 @@
+"""Tasks: train one codec for all levels of a frozen detector's feature pyramid.
+
+joint: all levels in one map, see `codecs.pyramid`.
+
+    L = D + rate_weight * bits / sum_l H_l W_l
+    D = sum_l w_l MSE_l / scale^2,   w_l = H_l W_l / sum H W ("elements") or 1 / L ("equal")
+
+The errors are those of the decoded levels at their own sizes. With "elements", the documents' rule,
+P2 has three quarters of the weight; one scale for all levels makes D relative to their variance.
+
+random: each level passes alone through the same codec.
+
+    L = mean over levels of (MSE of normalised features + rate_weight * bits / (H_l W_l))
+
+Each level has its own mean and scale; weights and prior are shared. The documents draw a level for
+each *sample*; samples of different sizes do not form a batch, so here a batch is of one level drawn
+for each *step*. The expected gradient is the same, its variance between steps is larger. There are
+as many compiled steps as levels, and no others (`data.levels`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcomp.codecs.pyramid import join_levels, level_variables, split_levels
+from jaxcomp.errors import ConfigError
+from jaxcomp.models.fpn import LEVELS
+from jaxcomp.tasks.feature_codec import FeatureCodecTask, FeatureSums
+from jaxcomp.types import Array, Batch, Features, PyTree
+
+LEVEL_WEIGHTS = ("elements", "equal")
+
+
+def pyramid_statistics(batches: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+    """Statistics of each level, as `feature_codec.level_statistics` has them for one.
+
+    Args:
+      batches: {level: [B, H_l, W_l, C]}.
+
+    Returns:
+      {"mean": [L, C], "scale": [L], "values": [L], how many there were}.
+
+    Raises:
+      NonFiniteError: the features hold NaN or infinity.
+    """
+    sums = {level: FeatureSums() for level in LEVELS}
+    for batch in batches:
+        for level in LEVELS:
+            sums[level].add(batch[level])
+    found = [one.result() for one in sums.values()]
+    stacked = {name: np.stack([one[name] for one in found]) for name in ("mean", "scale")}
+    return stacked | {"values": np.asarray([one.positions for one in sums.values()], np.float64)}
+
+
+def joint_statistics(statistics: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """{"mean": [L C], "scale": []} of the joint map: the root mean square over all values."""
+    share = statistics["values"] / statistics["values"].sum()
+    scale = np.sqrt(np.sum(share * np.square(statistics["scale"], dtype=np.float64)))
+    return {"mean": statistics["mean"].reshape(-1), "scale": np.float32(scale)}
+
+
+class PyramidTask(FeatureCodecTask):
+    """What both have in common: features are a dict of levels."""
+
+    def features(self, frozen: PyTree, batch: Batch) -> Features:
+        """{level: [B, H_l, W_l, C]}: cached ones or the head's, or the drawn one alone."""
+        cached = {name: batch[name] for name in LEVELS if name in batch}
+        if cached:
+            return {name: jnp.asarray(x, jnp.float32) for name, x in cached.items()}
+        assert self.head is not None
+        pyramid: Any = jax.lax.stop_gradient(self.head(frozen, batch))
+        return {name: pyramid[name] for name in batch.get("take", LEVELS)}
+
+    def level_metrics(self, means: Mapping[str, Array], x: Features) -> Mapping[str, Any]:
+        """Errors by level are among the terms already."""
+        return {"feature_max": jnp.stack([jnp.abs(one).max() for one in x.values()]).max()}
+
+
+class JointCodecTask(PyramidTask):
+    """Rate-distortion training of the joint treatment."""
+
+    def __init__(self, *args: Any, level_weights: str = "elements", **options: Any):
+        """As `FeatureCodecTask`, with `joint_statistics`; the codec has L C channels.
+
+        Args:
+          *args: codec, rate weight and statistics.
+          level_weights: one of `LEVEL_WEIGHTS`.
+          **options: head and frozen.
+
+        Raises:
+          ConfigError: other weights.
+        """
+        if level_weights not in LEVEL_WEIGHTS:
+            raise ConfigError(
+                f"config.training.level_weights={level_weights!r}; one of {LEVEL_WEIGHTS} is needed"
+            )
+        super().__init__(*args, **options)
+        self.level_weights = level_weights
+
+    def _model_input(self, features: Features) -> Array:
+        return join_levels([features[name] for name in LEVELS])
+
+    def terms(
+        self, variables: PyTree, features: Features, rng: Array | None, train: bool
+    ) -> dict[str, Array]:
+        """Distortion and rate of each row, [B], and the squared error of each level."""
+        levels = [features[name] for name in LEVELS]
+        out = self.codec.apply(variables, join_levels(levels), rng, train)
+        sizes = [(x.shape[1], x.shape[2]) for x in levels]
+        restored = split_levels(out["x_hat"], sizes)
+        errors = [jnp.square(x - y).mean((1, 2, 3)) for x, y in zip(levels, restored, strict=True)]
+        positions = np.asarray([height * width for height, width in sizes], np.float32)
+        weights = positions / positions.sum()
+        mse = sum(w * e for w, e in zip(weights, errors, strict=True))
+        chosen = mse if self.level_weights == "elements" else sum(errors) / len(errors)
+        distortion = chosen / jnp.square(variables["stats"]["scale"])
+        bpp = out["bits"].sum((1, 2, 3)) / positions.sum()
+        by_level = {f"fpn_mse/L{i}": error for i, error in enumerate(errors)}
+        return self.rated(distortion, mse, bpp) | by_level
+
+
+class RandomLevelTask(PyramidTask):
+    """Rate-distortion training of one codec for single levels; statistics are by level."""
+
+    def set_statistics(self, variables: Mapping[str, Any]) -> dict[str, Any]:
+        """The statistics of all levels side by side: mean [L, C] and scale [L]."""
+        own = {name: jnp.asarray(self.statistics[name]) for name in ("mean", "scale")}
+        return {**variables, "stats": {**variables["stats"], **own}}
+
+    def terms(
+        self, variables: PyTree, features: Features, rng: Array | None, train: bool
+    ) -> dict[str, Array]:
+        """Distortion and rate of each row, [B], averaged over the levels that are there."""
+        rows = [
+            FeatureCodecTask.terms(
+                self, level_variables(variables, LEVELS.index(name)), x, rng, train
+            )
+            for name, x in features.items()
+        ]
+        by_level = {
+            f"fpn_mse/L{LEVELS.index(name)}": row["mse"]
+            for name, row in zip(features, rows, strict=True)
+        }
+        return {name: sum(row[name] for row in rows) / len(rows) for name in rows[0]} | by_level
+
+
+def pyramid_task(
+    name: str, *args: Any, level_weights: str = "elements", **options: Any
+) -> PyramidTask:
+    """The task of a treatment, "joint" or "random", from `pyramid_statistics`."""
+    codec, rate_weight, statistics = args
+    if name == "joint":
+        statistics = joint_statistics(statistics)
+        return JointCodecTask(
+            codec, rate_weight, statistics, level_weights=level_weights, **options
+        )
+    return RandomLevelTask(codec, rate_weight, statistics, **options)
