@@ -114,3 +114,34 @@ def test_unknown_backends_are_named(model, features):
     with pytest.raises(ValueError, match="cuda"):
         codecs.compress(CODEC, *model, features, backend="cuda")
     assert coding.decode_streams(CODEC, model[1], []) == []
+
+
+def test_another_network_with_the_same_tables_is_refused(model, features):
+    """The tables come from the prior alone; the files name the whole decoder."""
+    codec, (variables, tables), x = CODEC, model, features["p3"]
+    blob = codecs.compress(codec, variables, tables, x)
+    other = jax.tree.map(lambda leaf: leaf, dict(variables))
+    params = dict(other["params"])
+    params["synthesis"] = jax.tree.map(lambda leaf: leaf * 1.5, params["synthesis"])
+    other["params"] = params
+    with pytest.raises(errors.TableMismatchError, match="model"):
+        codecs.decompress(codec, other, tables, blob)
+    with pytest.raises(errors.TableMismatchError):
+        codecs.decompress_partial(codec, other, tables, blob)
+    np.testing.assert_array_equal(
+        codecs.decompress(codec, variables, tables, blob),
+        codecs.decompress(codec, jax.tree.map(np.asarray, variables), tables, blob),
+    )
+
+
+def test_files_that_carry_the_digest_of_the_tables_alone_are_decoded(model, features):
+    """As files of earlier versions do."""
+    codec, (variables, tables), x = CODEC, model, features["p3"]
+    blob = codecs.compress(codec, variables, tables, x)
+    streams = bitstream.read(blob).streams
+    old = bitstream.write("factorised", tables.digest, streams)
+    assert old != blob and len(old) == len(blob)
+    np.testing.assert_array_equal(
+        codecs.decompress(codec, variables, tables, old),
+        codecs.decompress(codec, variables, tables, blob),
+    )

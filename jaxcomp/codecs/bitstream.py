@@ -69,7 +69,7 @@ class Container:
 
     Attributes:
       kind: the codec, a key of `KINDS`.
-      digest: 64-bit digest of the tables.
+      digest: 64 bits that name the model.
       streams: the coded maps in order.
       meta: JSON metadata, None if there is none.
       header_bytes: everything that is not payload or metadata.
@@ -87,7 +87,7 @@ def write(kind: str, digest: int, streams: Sequence[Stream], meta: Mapping | Non
 
     Args:
       kind: a key of `KINDS`.
-      digest: `CdfTables.digest`.
+      digest: names the model, as `coding.identity_of`; or `CdfTables.digest` alone.
       streams: 1 to 15 of them.
       meta: anything JSON can hold (image size, scale, class names), or None.
 
@@ -109,13 +109,17 @@ def write(kind: str, digest: int, streams: Sequence[Stream], meta: Mapping | Non
 
 
 def read(
-    blob: bytes, *, digest: int | None = None, channels: int = 1, max_symbols: int = MAX_SYMBOLS
+    blob: bytes,
+    *,
+    digest: int | tuple[int, ...] | None = None,
+    channels: int = 1,
+    max_symbols: int = MAX_SYMBOLS,
 ) -> Container:
     """Parses and checks a file.
 
     Args:
       blob: its bytes.
-      digest: of the tables that will decode it; None to look at any file.
+      digest: of the model that will decode it, or all that it may have; None to look at any file.
       channels: M, to compute the number of symbols that a stream announces.
       max_symbols: the most symbols that all streams together may announce.
 
@@ -147,7 +151,11 @@ def read(
 
 
 def salvage(
-    blob: bytes, *, digest: int | None = None, channels: int = 1, max_symbols: int = MAX_SYMBOLS
+    blob: bytes,
+    *,
+    digest: int | tuple[int, ...] | None = None,
+    channels: int = 1,
+    max_symbols: int = MAX_SYMBOLS,
 ) -> tuple[Container, list[BitstreamError]]:
     """Reads the undamaged chunks of a file.
 
@@ -203,10 +211,11 @@ def salvage(
     return Container(kind, coded_with, tuple(streams), meta, len(blob) - payloads), errors
 
 
-def _check_digest(coded_with: int, digest: int | None) -> None:
-    if digest is not None and digest != coded_with:
+def _check_digest(coded_with: int, digest: int | tuple[int, ...] | None) -> None:
+    accepted = (digest,) if isinstance(digest, int) else digest
+    if accepted is not None and coded_with not in accepted:
         raise TableMismatchError(
-            f"the stream was coded with tables {coded_with:016x}, these are {digest:016x}; "
+            f"the stream was coded with model {coded_with:016x}, this one is {accepted[0]:016x}; "
             "use the checkpoint it was made with"
         )
 

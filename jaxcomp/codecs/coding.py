@@ -12,7 +12,9 @@ forms also take several by name: each stream of a file then has a model of its o
 from __future__ import annotations
 
 import functools
+import hashlib
 import math
+import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -38,6 +40,7 @@ Variables = Mapping[str, Any]
 # Features of one file together, 1 GB of float32: a few bytes of stream may announce maps that cost
 # nothing to code. P2 to P6 of a 2160x3840 frame with 256 channels have 2/3 of it.
 MAX_VALUES = 1 << 28
+_MODELS = 16  # of the same tables, whose identities are kept
 
 
 class Model(NamedTuple):
@@ -52,10 +55,52 @@ Models = Model | Mapping[str, Model]  # one for every stream, or one for each by
 
 
 def tables_of(models: Models) -> CdfTables | TableSet:
-    """The tables whose digest stands in the files of these models."""
+    """The tables of the streams in a file of these models."""
     if isinstance(models, Model):
         return models.tables
     return table_set({name: model.tables for name, model in models.items()})
+
+
+def identity_of(models: Models) -> int:
+    """64-bit name of all that turns a file into features; every file carries it.
+
+    The first 8 bytes of a SHA-256 over the tables' digest and the decoder's arrays (all but those
+    of the analysis transform and of the prior, which the tables stand for), or over names and such
+    numbers where streams have models of their own. Another network with the same tables would
+    decode a file without a word, to something else.
+    """
+    if isinstance(models, Model):
+        return _model_identity(models)
+    numbers = {name: _model_identity(model) for name, model in models.items()}
+    if len(set(numbers.values())) == 1:
+        return next(iter(numbers.values()))
+    sha = hashlib.sha256()
+    for name, number in numbers.items():
+        sha.update(struct.pack("<QI", number, len(name.encode())) + name.encode())
+    return int.from_bytes(sha.digest()[:8], "little")
+
+
+def _model_identity(model: Model) -> int:
+    # Kept with the tables and only for these very variables: hashing takes milliseconds.
+    known = vars(model.tables).setdefault("_identities", [])
+    for variables, number in known:
+        if variables is model.variables:
+            return number
+    sha = hashlib.sha256(struct.pack("<Q", model.tables.digest))
+    for path, leaf in jax.tree_util.tree_flatten_with_path(model.variables)[0]:
+        names = [str(getattr(key, "key", key)) for key in path]
+        if not {"analysis", "prior"} & set(names):
+            array = np.ascontiguousarray(np.asarray(leaf, np.float32))
+            sha.update("/".join(names).encode() + str(array.shape).encode() + array.tobytes())
+    number = int.from_bytes(sha.digest()[:8], "little")
+    known.append((model.variables, number))
+    del known[:-_MODELS]
+    return number
+
+
+def digests_of(models: Models) -> tuple[int, int]:
+    """What files of these models may carry: their identity; before it, the tables' digest."""
+    return identity_of(models), tables_of(models).digest
 
 
 def _model(models: Models, name: str) -> Model:
@@ -128,7 +173,7 @@ def _compress(
     if len(counts) != 1:
         raise ShapeError(f"the maps hold {sorted(counts)} frames; give the same number in each")
     (frames,) = counts
-    streams, digest = _streams(models, rows, backend), tables_of(models).digest
+    streams, digest = _streams(models, rows, backend), identity_of(models)
     files = [streams[i::frames] for i in range(frames)]
     return [bitstream.write("factorised", digest, file, meta) for file in files]
 
@@ -191,7 +236,7 @@ def decompress(
         "max_values": max_values,
         "backend": backend,
     }
-    (out,) = decompress_batch(codec, variables, tables, [blob], backend=backend, **limits)
+    (out,) = decompress_batch(codec, variables, tables, [blob], **limits)
     return out
 
 
@@ -261,7 +306,7 @@ def decompress_partial(
         "max_values": max_values,
         "backend": backend,
     }
-    return decompress_partial_with(Model(codec, variables, tables), blob, backend=backend, **limits)
+    return decompress_partial_with(Model(codec, variables, tables), blob, **limits)
 
 
 def decompress_partial_with(
@@ -285,10 +330,10 @@ def decompress_partial_with(
     return {stream.name: x for stream, x in zip(streams, maps, strict=True)}, errors
 
 
-def _options(models: Models, max_symbols: int) -> dict[str, int]:
+def _options(models: Models, max_symbols: int) -> dict[str, Any]:
     """What a reader of files of these models must know."""
-    tables = tables_of(models)
-    return {"digest": tables.digest, "channels": tables.channels, "max_symbols": max_symbols}
+    channels = tables_of(models).channels
+    return {"digest": digests_of(models), "channels": channels, "max_symbols": max_symbols}
 
 
 def encode_symbols(

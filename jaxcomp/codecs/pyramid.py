@@ -105,8 +105,13 @@ class PyramidCoder:
 
     @functools.cached_property
     def tables(self) -> CdfTables | TableSet:
-        """The tables whose digest stands in the files."""
+        """The tables of the streams."""
         return coding.tables_of(self.models)
+
+    @functools.cached_property
+    def digests(self) -> tuple[int, int]:
+        """What stands in the files: the models' identity; in older ones, the tables' digest."""
+        return coding.digests_of(self.models)
 
     @property
     def channels(self) -> int:

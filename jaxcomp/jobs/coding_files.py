@@ -66,21 +66,23 @@ class Compressor:
         return detector
 
     def up_to_date(self, item: Item) -> bool:
-        """Whether the stream is whole, newer than its source and made with this codec's tables."""
+        """Whether the stream is whole, newer than its source and made with this codec."""
         if not is_newer(item.out, [item.source]):
             return False
-        tables = self.codec.tables
+        coder = self.codec.coder
         try:
             blob = item.out.read_bytes()
-            container = bitstream.read(blob, digest=tables.digest, channels=tables.channels)
+            container = bitstream.read(
+                blob, digest=coder.digests[0], channels=coder.tables.channels
+            )
         except (BitstreamError, OSError):
             return False
-        names = tuple(stream.name for stream in container.streams)
         # Images always have metadata; feature files may have none to pass on.
-        expected = self.metadata if item.source.suffix.lower() not in FEATURES else None
         with_meta = container.meta is not None
-        fits = with_meta == expected if expected is not None else self.metadata or not with_meta
-        return names == self.codec.levels and fits
+        image = item.source.suffix.lower() not in FEATURES
+        fits = with_meta == self.metadata if image else self.metadata or not with_meta
+        names = {stream.name for stream in container.streams}
+        return fits and (names == set(coder.models) or coder.joint)
 
     def __call__(self, item: Item) -> Done:
         """Writes one stream.

@@ -240,14 +240,14 @@ class Finder:
         try:
             wanted = bitstream.read(blob).digest
             for codec in self.codecs:
-                if codec.tables.digest == wanted:
+                if wanted in codec.coder.digests:
                     features, meta, _ = decode(codec, blob, backend=self.backend)
                     return dict(features), sizes(path, meta)
         except BitstreamError as error:
             raise type(error)(f"{str(path)!r}: {error}") from error
-        held = ", ".join(f"{c.tables.digest:016x}" for c in self.codecs) or "none"
+        held = ", ".join(f"{c.coder.digests[0]:016x}" for c in self.codecs) or "none"
         raise TableMismatchError(
-            f"{str(path)!r} was coded with tables {wanted:016x}; the codecs given (--codec) have "
+            f"{str(path)!r} was coded with model {wanted:016x}; the codecs given (--codec) have "
             f"{held}"
         )
 

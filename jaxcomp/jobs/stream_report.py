@@ -41,7 +41,7 @@ def describe_stream(path: Path, codec: Any = None) -> tuple[dict[str, Any], list
         errors += misfits
         description["codec"] = {
             "digest": codec.digest,
-            "tables": f"{codec.tables.digest:016x}",
+            "model": f"{codec.coder.digests[0]:016x}",
             "levels": list(codec.levels),
             "matches": not misfits,
         }
@@ -62,7 +62,7 @@ def _read(blob: bytes, channels: int) -> tuple[bitstream.Container, list[Bitstre
 def _header(container: bitstream.Container) -> dict[str, Any]:
     return {
         "kind": container.kind,
-        "tables": f"{container.digest:016x}",
+        "model": f"{container.digest:016x}",
         "header_bytes": container.header_bytes,
         "meta": container.meta,
     }
@@ -85,10 +85,9 @@ def _stream(stream: bitstream.Stream, channels: int | None) -> dict[str, Any]:
 
 def _misfits(container: bitstream.Container, codec: Any) -> list[BitstreamError]:
     """Why the codec cannot decode the streams; they are decoded to integers to know."""
-    if container.digest != codec.tables.digest:
-        text = (
-            f"coded with tables {container.digest:016x}, the codec has {codec.tables.digest:016x}"
-        )
+    if container.digest not in codec.coder.digests:
+        own = codec.coder.digests[0]
+        text = f"coded with model {container.digest:016x}, the codec is {own:016x}"
         return [TableMismatchError(text)]
     other = [s.name for s in container.streams if s.name not in codec.coder.models]
     if other:
