@@ -8,6 +8,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pyramid_toy as toy
 import pytest
 
 from jaxcomp import checkpoint, loaders
@@ -23,7 +24,6 @@ from jaxcomp.errors import (
 )
 from jaxcomp.models.fpn import LEVELS
 from jaxcomp.ops.resize import resize_bilinear
-from tests import pyramid_toy as toy
 
 ROOT = Path(__file__).parents[1]
 

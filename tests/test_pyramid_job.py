@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+import pyramid_toy as toy
 import pytest
 
 import jaxcomp
@@ -26,7 +27,6 @@ from jaxcomp.tasks.pyramid_codec import (
     pyramid_task,
 )
 from jaxcomp.types import DataSplits
-from tests import pyramid_toy as toy
 
 SIZES = [(9, 12), (5, 6), (3, 3), (2, 2), (1, 1)]
 FRAMES = toy.features(SIZES, frames=8)
