@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from jaxcomp.codecs.tables import CdfTables, derived
+from jaxcomp.ops import native
 
 _BUCKET_BITS = 7  # 1.5 KB a channel: the look-ups of 192 channels stay in the second-level cache
 # Mean probability of the likeliest symbols from which they are tried first: with one lane, and with
@@ -309,11 +310,4 @@ def _signature(loop: Callable) -> Any:
 @functools.cache
 def compiled(loop: Callable) -> Callable:
     """A loop as machine code: compiled on first use, kept on disk where that is possible."""
-    import numba
-
-    signature = _signature(loop)
-    options: dict[str, Any] = {"nogil": True, "error_model": "numpy", "boundscheck": False}
-    try:
-        return numba.njit(signature, cache=True, **options)(loop)
-    except Exception:  # no directory to keep it in, a read-only one, or a damaged file in it
-        return numba.njit(signature, **options)(loop)
+    return native.compile_loop(loop, _signature(loop))

@@ -9,7 +9,12 @@ from typing import Any
 
 @functools.cache
 def compiled(loop: Callable, signature: str) -> Callable:
-    """`loop` as machine code for one signature, as "void(f8[:, ::1], i8[::1])".
+    """`compile_loop`, once for each loop and signature."""
+    return compile_loop(loop, signature)
+
+
+def compile_loop(loop: Callable, signature: Any) -> Callable:
+    """`loop` as machine code for one signature, as "void(f8[:, ::1], i8[::1])" or numba's types.
 
     Division follows IEEE 754 (by zero: infinity or NaN), indices are not checked. The machine code
     is kept beside the source where that is possible.
