@@ -278,6 +278,34 @@ def level_coder(codec: LevelCodec) -> LevelCoder:
     )
 
 
+def measure(
+    config: Any,
+    detector: Detector,
+    coder: Any,
+    images: DataSplits,
+    workdir: Path,
+    progress: Callable[[int], None],
+) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """`evaluate_level` of a run: its files go to `workdir`, KITTI's own accuracy joins in."""
+    official = kitti_scores(with_classes(config, detector), detector.classes)
+    metrics, arrays = evaluate_level(
+        frame_name=official.name if official else "{:06d}".format,
+        head=lambda batch: detector.head(frames_of(batch, canvas_of(config))),
+        tail=detector.tail,
+        coder=coder,
+        batches=images.validation(),
+        classes=detector.classes,
+        streams=workdir / "streams",
+        pictures=config.evaluation.pictures,
+        progress=progress,
+        observe=official.add if official else lambda *_: None,
+    )
+    if official:
+        metrics["kitti"] = official.finish(workdir / "results")
+    write_arrays(workdir / "evaluation.npz", arrays)
+    return metrics, arrays
+
+
 def _evaluate(
     config: Any,
     task: FeatureCodecTask,
@@ -291,22 +319,7 @@ def _evaluate(
     variables = variables_of(result.state.params, result.state.stats)
     variables = jax.tree.map(jnp.asarray, factorised.refresh_quantiles(variables))
     codec = _export(config, task.codec, variables, detector, workdir / CODEC_FILE)
-    official = kitti_scores(with_classes(config, detector), detector.classes)
-    metrics, arrays = evaluate_level(
-        frame_name=official.name if official else "{:06d}".format,
-        head=lambda batch: detector.head(frames_of(batch, canvas_of(config))),
-        tail=detector.tail,
-        coder=level_coder(codec),
-        batches=images.validation(),
-        classes=detector.classes,
-        streams=workdir / "streams",
-        pictures=config.evaluation.pictures,
-        progress=progress,
-        observe=official.add if official else lambda *_: None,
-    )
-    if official:
-        metrics["kitti"] = official.finish(workdir / "results")
-    write_arrays(workdir / "evaluation.npz", arrays)
+    metrics, arrays = measure(config, detector, level_coder(codec), images, workdir, progress)
     count = factorised.parameter_count(variables)
     summary = documents.training_summary(
         level=config.level,

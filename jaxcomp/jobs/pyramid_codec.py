@@ -19,10 +19,9 @@ from jaxcomp import checkpoint, data
 from jaxcomp.codecs import bitstream, factorised
 from jaxcomp.codecs.tables import build_tables
 from jaxcomp.data.levels import cached_levels, level_draws
-from jaxcomp.evaluate.split import FeatureCoder, evaluate_level
+from jaxcomp.evaluate.split import FeatureCoder
 from jaxcomp.jobs import feature_codec as shared
-from jaxcomp.jobs.job import Job, canvas_of, variables_of, write_arrays
-from jaxcomp.jobs.kitti_scores import kitti_scores
+from jaxcomp.jobs.job import Job, canvas_of, variables_of
 from jaxcomp.loaders import CODEC_FILE, Detector, PyramidCodec, codec_tree, save_codec
 from jaxcomp.models.fpn import LEVELS
 from jaxcomp.models.transform import frames_of
@@ -121,22 +120,8 @@ def _evaluate(
         codec_tree(variables, build_tables(task.codec, variables)),
         {"treatment": treatment, "levels": LEVELS, **record},
     )
-    official = kitti_scores(shared.with_classes(config, detector), detector.classes)
-    metrics, arrays = evaluate_level(
-        frame_name=official.name if official else "{:06d}".format,
-        head=lambda batch: detector.head(frames_of(batch, canvas_of(config))),
-        tail=detector.tail,
-        coder=pyramid_coder(codec, statistics),
-        batches=images.validation(),
-        classes=detector.classes,
-        streams=workdir / "streams",
-        pictures=config.evaluation.pictures,
-        progress=progress,
-        observe=official.add if official else lambda *_: None,
-    )
-    if official:
-        metrics["kitti"] = official.finish(workdir / "results")
-    write_arrays(workdir / "evaluation.npz", arrays)
+    coder = pyramid_coder(codec, statistics)
+    metrics, _ = shared.measure(config, detector, coder, images, workdir, progress)
     return {
         "level": None,
         "treatment": treatment,
