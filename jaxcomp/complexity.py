@@ -86,3 +86,17 @@ def text_table(description: Mapping[str, Any]) -> str:
     total = (description["total_parameters"], description["total_macs"])
     lines.append(f"{'total':<{width}} {total[0]:>14,} {total[1]:>18,}")
     return "\n".join([description["title"], *lines])
+
+
+def description(
+    title: str, parameters: dict[str, int], macs: dict[str, int], **more: Any
+) -> dict[str, Any]:
+    """What `inspect` prints: counts by module, their sums, and whatever else there is to say."""
+    return {
+        "title": title,
+        "parameters": parameters,
+        "macs": macs,
+        "total_parameters": sum(parameters.values()),
+        "total_macs": sum(macs.values()),
+        **more,
+    }

@@ -1,7 +1,8 @@
 """The defaults of a config, and what its values must be: types, ranges, choices, combinations.
 
 `check` looks at a whole config and raises `ConfigError` with the key, the value and the fix. It is
-the second half of `jaxcomp.config`; no JAX here.
+the second half of `jaxcomp.config`; no JAX here. What one workload
+adds is in `jaxcomp.rules`.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from jaxcomp.errors import ConfigError
+from jaxcomp.rules import WORKLOADS
+from jaxcomp.rules.workload import Range, Workload
 
 SCHEDULES = ("plateau", "constant", "cosine", "warmup_cosine")
 
@@ -141,64 +144,12 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
 }
 
 
-# The same for the keys that workloads add, with their type; for tuples it is that of the elements.
-# Keys that are not here are only checked to be finite.
-_EXTRAS: Mapping[str, tuple[type, float, float, bool]] = {
-    **{
-        f"model.{name}": (int, 1, math.inf, True)
-        for name in (
-            *("stem_features", "stage_blocks", "stage_features", "fpn_features", "rpn_pre_nms"),
-            *(
-                "rpn_post_nms",
-                "rpn_pre_nms_train",
-                "rpn_post_nms_train",
-                "pool_size",
-                "box_conv_features",
-                "box_fc",
-            ),
-            *("max_detections", "detection_pre_nms"),
-        )
-    },
-    "model.num_classes": (int, 2, math.inf, True),
-    "model.rpn_convs": (int, 0, math.inf, True),
-    "model.box_convs": (int, 0, math.inf, True),
-    "model.anchor_sizes": (float, 1, math.inf, True),
-    "model.anchor_ratios": (float, 0, math.inf, False),
-    "model.canonical_size": (float, 1, math.inf, True),
-    "model.rpn_iou": (float, 0, 1, True),
-    "model.detection_iou": (float, 0, 1, True),
-    "model.score_threshold": (float, 0, 1, True),
-    "sampling.anchors": (int, 1, math.inf, True),
-    "sampling.regions": (int, 1, math.inf, True),
-    "sampling.anchor_positive_iou": (float, 0, 1, True),
-    "sampling.anchor_negative_iou": (float, 0, 1, True),
-    "sampling.region_iou": (float, 0, 1, True),
-    "sampling.region_positive_share": (float, 0, 1, True),
-    "model.frozen_stages": (int, 0, 5, True),
-    "model.freeze_norm": (bool, 0, 1, True),
+# The same, with their type, for keys that several workloads add; `jaxcomp.rules` holds what a
+# single one adds. Keys that are nowhere are only checked to be finite.
+_SHARED: Mapping[str, Range] = {
     "evaluation.pictures": (int, 0, math.inf, True),
     "evaluation.pictures_every": (int, 0, math.inf, True),
 }
-
-
-_LENGTHS: Mapping[str, int] = {
-    "model.stage_blocks": 4,
-    "model.stage_features": 4,
-    "model.anchor_sizes": 5,  # one for each level
-}
-
-
-_MODELS: Mapping[str, Sequence[str]] = {  # task: values of model.name
-    "detect": ("faster_rcnn_small_fpn_v2", "faster_rcnn_resnet50_fpn_v2"),
-    "feature_codec": (
-        "factorized_prior_specific_level",
-        "factorized_prior_joint",
-        "factorized_prior_random_level",
-    ),
-}
-
-
-_STRIDE = 32  # of the network down to P5: images of other sizes would be padded
 
 
 _CHOICES: Mapping[str, Sequence[str]] = {
@@ -274,44 +225,40 @@ def _check_range(
         raise ConfigError(f"config.{key}={value!r} is out of range: it must be {lower}{upper}.")
 
 
-def _check_extras(leaves: Mapping[str, Any]) -> None:
+def _check_extras(leaves: Mapping[str, Any], rules: Workload) -> None:
     """Raises for keys of a workload whose value is of a wrong type, out of range or not finite."""
     for key, value in leaves.items():
         items = value if isinstance(value, tuple | list) else (value,)
         if any(isinstance(item, float) and not math.isfinite(item) for item in items):
             raise ConfigError(f"config.{key}={value!r} is not finite; give finite numbers.")
-        if key not in _EXTRAS:
+        if key in rules.choices and value not in rules.choices[key]:
+            raise ConfigError(f"config.{key}={value!r}; {nearest(value, rules.choices[key])}")
+        if key not in rules.ranges and key not in _SHARED:
             continue
-        kind, *limits = _EXTRAS[key]
+        kind, *limits = rules.ranges.get(key) or _SHARED[key]
         for item in items:
             _check_type(key, item, kind(1))
             _check_range(key, item, value, *limits)  # type: ignore[arg-type]
-        if key in _LENGTHS and len(items) != _LENGTHS[key]:
+        if key in rules.lengths and len(items) != rules.lengths[key]:
             raise ConfigError(
-                f"config.{key}={value!r} has length {len(items)}; {_LENGTHS[key]} are needed."
+                f"config.{key}={value!r} has length {len(items)}; {rules.lengths[key]} are needed."
             )
 
 
-def _check_workload(leaves: Mapping[str, Any]) -> None:
+def _check_workload(leaves: Mapping[str, Any], rules: Workload) -> None:
     """Raises for values that do not fit the task."""
-    task = leaves["task"]
-    if task not in _MODELS:
-        return
     name = leaves["model.name"]
-    if name not in _MODELS[task]:
-        raise ConfigError(f"config.model.name={name!r}; {nearest(name, _MODELS[task])}")
+    if rules.models and name not in rules.models:
+        raise ConfigError(f"config.model.name={name!r}; {nearest(name, rules.models)}")
     for key in ("data.height", "data.width"):
-        near = max(_STRIDE, round(leaves[key] / _STRIDE) * _STRIDE)
+        near = max(rules.stride, round(leaves[key] / rules.stride) * rules.stride)
         if leaves[key] != near:
             raise ConfigError(
-                f"config.{key}={leaves[key]} is not a multiple of {_STRIDE}; the nearest is {near}."
+                f"config.{key}={leaves[key]} is not a multiple of {rules.stride}; "
+                f"the nearest is {near}."
             )
-    count, classes = leaves.get("model.num_classes"), leaves.get("classes")
-    if count is not None and classes is not None and count != len(classes) + 1:
-        raise ConfigError(
-            f"config.model.num_classes={count}, but config.classes={tuple(classes)!r} and the "
-            f"background make {len(classes) + 1}; set it to that."
-        )
+    for message in rules.contradictions(leaves):
+        raise ConfigError(message)
 
 
 def _check_combinations(config: ConfigDict) -> None:
@@ -370,6 +317,7 @@ def check(config: ConfigDict) -> None:
     extra = set(leaves.pop("extra_keys", ()))
     _check_keys(leaves, dict(flatten(DEFAULTS)), extra)
     _check_ranges(leaves)
-    _check_extras({k: v for k, v in leaves.items() if k not in _RANGES})
-    _check_workload(leaves)
+    rules = WORKLOADS.get(leaves["task"], Workload())
+    _check_extras({k: v for k, v in leaves.items() if k not in _RANGES}, rules)
+    _check_workload(leaves, rules)
     _check_combinations(config)

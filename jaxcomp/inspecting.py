@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,35 +19,11 @@ from jaxcomp.tasks.detect import detector_config
 from jaxcomp.tasks.feature_codec import codec_from_config
 
 
-def describe_config(config: Any) -> dict[str, Any]:
-    """Parameters and MACs per module of the network that a config trains, for one frame.
-
-    Raises:
-      ConfigError: the task has no description.
-    """
-    if config.task == "detect":
-        return _describe_detector(config)
-    if config.task == "feature_codec":
-        return _describe_codec(config)
-    raise ConfigError(f"config.task={config.task!r} cannot be inspected")
-
-
 def _padded(config: Any) -> tuple[int, int]:
     height, width = (
         -(-n // SIZE_MULTIPLE) * SIZE_MULTIPLE for n in (config.data.height, config.data.width)
     )
     return height, width
-
-
-def _result(title: str, parameters: dict[str, int], macs: dict[str, int], **more: Any) -> dict:
-    return {
-        "title": title,
-        "parameters": parameters,
-        "macs": macs,
-        "total_parameters": sum(parameters.values()),
-        "total_macs": sum(macs.values()),
-        **more,
-    }
 
 
 def _describe_detector(config: Any) -> dict[str, Any]:
@@ -61,7 +38,7 @@ def _describe_detector(config: Any) -> dict[str, Any]:
     tail = functools.partial(model.apply, method="detect")
     macs = complexity.macs_by_module(head, variables, image, depth=1)
     macs |= complexity.macs_by_module(tail, variables, features, size, depth=1)
-    return _result(
+    return complexity.description(
         f"{config.model.name} on {height}x{width}",
         complexity.parameters_by_module(variables["params"], depth=1),
         macs,
@@ -80,12 +57,30 @@ def _describe_codec(config: Any) -> dict[str, Any]:
     parameters = complexity.parameters_by_module(variables["params"], depth=1)
     # The documented counts hold the prior's three quantiles per channel as parameters.
     parameters["prior"] += variables["stats"]["prior"]["quantiles"].size
-    return _result(
+    return complexity.description(
         f"{config.model.name}, level {config.level}, on features {shape[1:]}",
         parameters,
         complexity.macs_by_module(codec.apply, variables, x, depth=1),
         feature_shape=list(shape[1:]),
     )
+
+
+# task -> what describes its config; those of other rooms import their workload when called.
+DESCRIBERS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
+    "detect": _describe_detector,
+    "feature_codec": _describe_codec,
+}
+
+
+def describe_config(config: Any) -> dict[str, Any]:
+    """Parameters and MACs per module of the network that a config trains, for one frame.
+
+    Raises:
+      ConfigError: the task has no description.
+    """
+    if config.task not in DESCRIBERS:
+        raise ConfigError(f"config.task={config.task!r} cannot be inspected")
+    return DESCRIBERS[config.task](config)
 
 
 def _describe_unfinished(run: Path) -> dict[str, Any]:

@@ -15,7 +15,8 @@ ALLOWED = {
     "types": set(),
     "errors": set(),
     "config": {"config_rules"},
-    "config_rules": set(),
+    "config_rules": {"rules"},
+    "rules": set(),
     "workdir": {"config"},
     **{room: TRAINER for room in TRAINER - {"config", "workdir"}},
     "ops": set(),
@@ -31,7 +32,8 @@ ALLOWED = {
 }
 # Commands and what wires the rooms together: they may import everything below them.
 TOP = {"main", "cli", "commands", "__main__", "__init__", "jobs", "loaders", "inspecting"}
-JAX_FREE = {"config", "config_rules", "workdir", "errors", "data"}
+TOP |= {"loaders_lidar", "loaders_face"}
+JAX_FREE = {"config", "config_rules", "rules", "workdir", "errors", "data"}
 NO_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "clu"}
 
 

@@ -53,14 +53,16 @@ def build_job(config: Any) -> Any:
     return JOBS[config.task](config)
 
 
+# Folders of runs, as the documents name them, by model name or task.
+FOLDERS: Mapping[str, str] = {
+    "detect": "detection",
+    "factorized_prior_joint": "fpn_joint_compression",
+    "factorized_prior_random_level": "fpn_random_level_compression",
+    "factorized_prior_specific_level": "fpn_specific_level_compression_level_{level}",
+}
+
+
 def run_location(config: Any) -> tuple[str, str]:
-    """(root, name) of the folder that collects the runs of a config, as the documents name them."""
-    folders = {
-        "factorized_prior_joint": "fpn_joint_compression",
-        "factorized_prior_random_level": "fpn_random_level_compression",
-    }
-    if config.model.name in folders:
-        return "checkpoints", folders[config.model.name]
-    if config.task == "feature_codec":
-        return "checkpoints", f"fpn_specific_level_compression_level_{config.level}"
-    return "checkpoints", {"detect": "detection"}.get(config.task, config.task)
+    """(root, name) of the folder that collects the runs of a config."""
+    name = FOLDERS.get(config.model.name) or FOLDERS.get(config.task, config.task)
+    return "checkpoints", name.format(level=config.level)

@@ -1,0 +1,9 @@
+"""What a config of each workload may hold: one module per workload, one line here. No JAX."""
+
+from collections.abc import Mapping
+
+from jaxcomp.rules.detect import DETECT
+from jaxcomp.rules.feature_codec import FEATURE_CODEC
+from jaxcomp.rules.workload import Workload
+
+WORKLOADS: Mapping[str, Workload] = {"detect": DETECT, "feature_codec": FEATURE_CODEC}
