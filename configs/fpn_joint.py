@@ -12,31 +12,18 @@ quarters of the error; `equal` weighs every level alike. The `kitti` profile nee
 channels, see `configs/fpn_level.py`.
 """
 
-from jaxcomp.config import base_config, parse_args
+from jaxcomp.config import codec_config, parse_args
 
 
 def get_config(arg_string: str = ""):
     """The config of a profile."""
     args = parse_args(arg_string, profile=("embedded", "kitti"))
-    kitti = args.profile == "kitti"
-    config = base_config(
-        model={"straight_through": False},
-        data={"cache_features": not kitti},
-        evaluation={"pictures": 4},
-        training={"level_weights": "elements"},
-    )
-    config.task = "feature_codec"
-    config.profile = args.profile
+    config = codec_config(args.profile, training={"level_weights": "elements"})
     config.level = 0  # the sizes of the codec's map are those of P2
     config.model.name = "factorized_prior_joint"
     training = config.training
-    if kitti:
-        config.data.update(name="kitti", train_size=0, val_size=0, max_boxes=64)
-        config.data.update(resize="stretch", height=384, width=1280)
-        config.detector.path = "checkpoints/detection/run_0.002000_16"  # of detector.py:kitti
-        config.model.update(in_channels=256, n_hidden=128, n_channels=192, stages=4)
+    if args.profile == "kitti":
         training.update(batch_size=4, epochs=100, learning_rate=5e-5, rate_weight=2.5e-4)
-        training.weight_decay = 1e-4
     else:
         config.model.update(in_channels=64, n_hidden=64, n_channels=96, stages=2)
         config.data.train_size = 300

@@ -12,30 +12,19 @@ named hardware stand in README.md. The loss is MSE + rate_weight * bits per feat
 larger `--config.training.rate_weight` gives fewer bits.
 """
 
-from jaxcomp.config import base_config, parse_args
+from jaxcomp.config import codec_config, parse_args
 
 
 def get_config(arg_string: str = ""):
     """The config of a profile and a level."""
     args = parse_args(arg_string, profile=("embedded", "kitti"), level=2)
-    kitti = args.profile == "kitti"
-    config = base_config(
-        model={"straight_through": False},
-        data={"cache_features": not kitti},
-        evaluation={"pictures": 4},
-    )
-    config.task = "feature_codec"
-    config.profile = args.profile
+    config = codec_config(args.profile)
     config.level = args.level
     config.model.name = "factorized_prior_specific_level"
     training = config.training
     training.rate_weight = 1e-3
-    if kitti:
-        config.data.update(name="kitti", train_size=0, val_size=0, max_boxes=64)
-        config.data.update(resize="stretch", height=384, width=1280)
-        config.detector.path = "checkpoints/detection/run_0.002000_16"  # of detector.py:kitti
-        config.model.update(in_channels=256, n_hidden=128, n_channels=192, stages=4)
-        training.update(batch_size=8, epochs=100, learning_rate=5e-5, weight_decay=1e-4)
+    if args.profile == "kitti":
+        training.update(batch_size=8, epochs=100, learning_rate=5e-5)
         training.lr_schedule.update(patience=8)
         training.early_stopping.update(patience=20)
     else:

@@ -33,6 +33,7 @@ __all__ = [
     "apply_overrides",
     "base_config",
     "changes_result",
+    "codec_config",
     "digest",
     "flatten",
     "load_config",
@@ -164,6 +165,34 @@ _NO_RESULT = (
     "evaluation.pictures_every",
     *("data.dir", "data.workers", "data.cache", "data.num_threads", "data.on_junk"),
 )
+
+
+def codec_config(profile: str, **extra: Any) -> ConfigDict:
+    """What the configs of all pyramid codecs share: data, detector and the sizes of the network.
+
+    Args:
+      profile: "embedded", or "kitti" for the documents' sizes.
+      **extra: as of `base_config`.
+    """
+    kitti = profile == "kitti"
+    added: dict[str, Any] = {
+        "model": {"straight_through": False},
+        "data": {"cache_features": not kitti},
+        "evaluation": {"pictures": 4},
+        "training": {"feature_weight": 1.0, "task_weight": 0.0, "task_regions": 16},
+    }
+    for section, fields in extra.items():
+        added[section] = {**added.get(section, {}), **fields}
+    config = base_config(**added)
+    config.task = "feature_codec"
+    config.profile = profile
+    if kitti:
+        config.data.update(name="kitti", train_size=0, val_size=0, max_boxes=64)
+        config.data.update(resize="stretch", height=384, width=1280)
+        config.detector.path = "checkpoints/detection/run_0.002000_16"  # of detector.py:kitti
+        config.model.update(in_channels=256, n_hidden=128, n_channels=192, stages=4)
+        config.training.weight_decay = 1e-4
+    return config
 
 
 def validate(config: ConfigDict) -> ConfigDict:

@@ -61,7 +61,7 @@ def network(variables, frames):
         x = network_input(images)
         stages = model.body(x, False)
         pyramid = model.fpn(stages, False)
-        return x, stages, pyramid, model.rpn(pyramid)
+        return x, stages, pyramid, model.rpn(pyramid)[:2]
 
     return jax.jit(functools.partial(MODEL.apply, method=run))(variables, frames)
 

@@ -109,7 +109,7 @@ def test_levels_of_the_shared_codec_count_alike():
 class Cheap(RandomLevelTask):
     """The same batches through a loss that compiles at once."""
 
-    def terms(self, variables, features, rng, train):
+    def terms(self, variables, features, rng, train, judge=None):
         (x,) = features.values()
         error = jax.tree.leaves(variables["params"])[0].mean() * jnp.square(x).mean((1, 2, 3))
         return self.rated(error, error, error)
@@ -120,7 +120,7 @@ def test_five_shapes_are_compiled_and_no_more(cheap):
     task = make("random")
     if cheap:
         task = Cheap(task.codec, task.rate_weight, task.statistics)
-    splits = cached_levels(FRAMES, FRAMES, 4, seed=0, draw=True)
+    splits = cached_levels(FRAMES, FRAMES, 4, 0, levels=tuple(FRAMES), draw=True)
     batches, tx, mesh = splits.train(), optax.sgd(1e-3), make_mesh(jax.devices()[:1])
     state, frozen = create_state(task, tx, jax.random.key(0), next(batches), mesh=mesh)
     step = make_train_step(task, tx, mesh=mesh)
@@ -137,7 +137,7 @@ def test_five_shapes_are_compiled_and_no_more(cheap):
 
 
 def test_draws_come_from_the_seed_and_the_step():
-    splits = cached_levels(FRAMES, FRAMES, 4, seed=3, draw=True)
+    splits = cached_levels(FRAMES, FRAMES, 4, 3, levels=tuple(FRAMES), draw=True)
     one, two = splits.train(), splits.train()
     for _ in range(6):
         next(one)
@@ -155,7 +155,7 @@ def test_draws_come_from_the_seed_and_the_step():
 
 def test_images_are_marked_with_the_drawn_level():
     images = cached_levels({"image": np.zeros((8, 2))}, {"image": np.zeros((4, 2))}, 4, 0,
-                           draw=False)  # fmt: skip
+                           levels=(), draw=False)  # fmt: skip
     splits = level_draws(images, LEVELS, seed=0)
     assert isinstance(splits, DataSplits)
     drawn = [next(iter(next(it)["take"])) for it in [splits.train()] for _ in range(8)]

@@ -69,15 +69,17 @@ def cached_levels(
     batch_size: int,
     seed: int,
     *,
+    levels: Sequence[str],
     draw: bool,
 ) -> DataSplits:
     """`DataSplits` of cached pyramids {level: [N, H_l, W_l, C]}.
 
     Args:
-      train: features to train on.
+      train: features to train on; with each level go its regions, if any, as "regions_LEVEL".
       validation: held-out features.
       batch_size: frames of a batch.
       seed: of the shuffling, and of the levels.
+      levels: what is drawn from.
       draw: whether a training batch holds one level, drawn for each step, instead of all.
     """
     if not draw:
@@ -87,8 +89,8 @@ def cached_levels(
     whole = array_splits(train, validation, batch_size, seed)
 
     def choose(batch: Batch, level: str) -> Batch:
-        return {"mask": batch["mask"], level: np.take(train[level], batch["row"], axis=0)}
+        own = {key: x for key, x in train.items() if key in (level, f"regions_{level}")}
+        rows = {key: np.take(x, batch["row"], axis=0) for key, x in own.items()}
+        return {"mask": batch["mask"], **rows}
 
-    return dataclasses.replace(
-        whole, train=lambda: LevelDraws(rows.train(), tuple(train), seed, choose)
-    )
+    return dataclasses.replace(whole, train=lambda: LevelDraws(rows.train(), levels, seed, choose))

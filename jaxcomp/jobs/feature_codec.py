@@ -20,6 +20,7 @@ from jaxcomp.codecs.tables import build_tables
 from jaxcomp.config import split_argv
 from jaxcomp.data.pipeline import array_splits
 from jaxcomp.errors import CheckpointError, NonFiniteError
+from jaxcomp.evaluate.detection import image_sizes
 from jaxcomp.evaluate.split import LevelCoder, evaluate_level
 from jaxcomp.jobs.job import Job, canvas_of, variables_of, write_arrays
 from jaxcomp.jobs.kitti_scores import kitti_scores
@@ -33,6 +34,7 @@ from jaxcomp.tasks.feature_codec import (
     codec_from_config,
     level_statistics,
 )
+from jaxcomp.tasks.tail_distortion import REGIONS, TailDistortion
 from jaxcomp.train import EpochSummary, FitResult
 from jaxcomp.types import DataSplits
 from jaxcomp.workdir import atomic_write
@@ -48,32 +50,29 @@ def build(config: Any) -> Job:
     check_channels(config, detector)
     images = data.make_splits(with_classes(config, detector))
     level = LEVELS[config.level]
+    whole = pyramid_head(config, detector)
+    tail = tail_of(config, detector, whole)
     if config.data.cache_features:
-        training, held_out = (x[level] for x in cached_pyramids(config, detector, (level,), images))
-        splits = array_splits(
-            {"features": training}, {"features": held_out}, config.training.batch_size, config.seed
+        training, held_out = (
+            {"features" if key == level else key: x for key, x in arrays.items()}
+            for arrays in cached_pyramids(config, detector, (level,), images, tail)
         )
-        statistics = level_statistics(iter([training]))
+        splits = array_splits(training, held_out, config.training.batch_size, config.seed)
+        statistics = level_statistics(iter([training["features"]]))
     else:
         splits = images
         batches = itertools.islice(images.train_once(), STATISTICS_BATCHES)
         pyramid = pyramids(config, detector, (level,), batches)
         statistics = level_statistics(features[level] for features in pyramid)
     codec = codec_from_config(config.model)
-
-    canvas = canvas_of(config)
-
-    def head(variables: Any, batch: Any) -> Any:
-        frames = frames_of(batch, canvas)
-        return detector.model.apply(variables, frames, method="features")[level]
-
     task = FeatureCodecTask(
         codec,
         config.training.rate_weight,
         statistics,
         level=config.level,
-        head=head,
-        frozen=digest_only(detector) if config.data.cache_features else detector.variables,
+        head=lambda variables, batch: whole(variables, batch)[level],
+        frozen=frozen_part(config, detector, tail),
+        tail=tail,
     )
     decode = jax.jit(codec.apply)
     return Job(
@@ -94,6 +93,38 @@ def frozen_detector(config: Any) -> Detector:
             f"{error} (config.detector.path; `python -m jaxcomp.main --config=configs/detector.py"
             "[:kitti]` trains one, `python -m jaxcomp import-weights` brings torchvision's)"
         ) from error
+
+
+def pyramid_head(config: Any, detector: Detector) -> Callable[[Any, Any], Any]:
+    """`head(variables, batch) -> {level: [B, H_l, W_l, C]}` of a frozen detector."""
+    canvas = canvas_of(config)
+
+    def head(variables: Any, batch: Any) -> Any:
+        return detector.model.apply(variables, frames_of(batch, canvas), method="features")
+
+    return head
+
+
+def tail_of(
+    config: Any, detector: Detector, head: Callable[[Any, Any], Any]
+) -> TailDistortion | None:
+    """What judges the decoded features of a config, None if their squared error alone does."""
+    training = config.training
+    if not training.task_weight:
+        return None
+    return TailDistortion(
+        detector.model,
+        weight=training.task_weight,
+        feature_weight=training.feature_weight,
+        regions=training.task_regions,
+        head=head,
+    )
+
+
+def frozen_part(config: Any, detector: Detector, tail: TailDistortion | None) -> Any:
+    """What the task keeps of the detector: its variables where a step runs a part of it."""
+    needed = tail is not None or not config.data.cache_features
+    return detector.variables if needed else digest_only(detector)
 
 
 def with_classes(config: Any, detector: Detector) -> Any:
@@ -125,9 +156,17 @@ def digest_only(detector: Detector) -> dict[str, np.ndarray]:
 
 
 def pyramids(
-    config: Any, detector: Detector, levels: Sequence[str], batches: Iterable[Mapping[str, Any]]
+    config: Any,
+    detector: Detector,
+    levels: Sequence[str],
+    batches: Iterable[Mapping[str, Any]],
+    tail: TailDistortion | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Features {level: [B, H_l, W_l, C]} batch by batch, without padding rows."""
+    """Features {level: [B, H_l, W_l, C]} batch by batch, without padding rows.
+
+    With a tail, also the regions of these levels, "regions_LEVEL" [B, R, 4].
+    """
+    propose = jax.jit(tail.propose) if tail else None
     for batch in batches:
         pyramid, real = detector.head(frames_of(batch, canvas_of(config))), batch["mask"]
         found = {}
@@ -136,28 +175,39 @@ def pyramids(
             if not np.isfinite(x).all():
                 raise NonFiniteError(f"the detector's {level!r} features hold NaN or infinity")
             found[level] = x[np.asarray(real, bool)]
+        if propose:
+            regions = propose(detector.variables, pyramid, image_sizes(batch))
+            for key in (REGIONS + level for level in levels if REGIONS + level in regions):
+                found[key] = np.asarray(regions[key])[np.asarray(real, bool)]
         yield found
 
 
 def cached_pyramids(
-    config: Any, detector: Detector, levels: Sequence[str], images: DataSplits
+    config: Any,
+    detector: Detector,
+    levels: Sequence[str],
+    images: DataSplits,
+    tail: TailDistortion | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """The frozen head runs once over the data instead of once an epoch: (training, held out)."""
+    """The frozen head runs once over the data instead of once an epoch: (training, held out).
+
+    With a tail, the levels' regions stand beside them as "regions_LEVEL".
+    """
     training, held_out = (
-        _stacked(list(pyramids(config, detector, levels, batches)), levels)
+        _stacked(list(pyramids(config, detector, levels, batches, tail)))
         for batches in (images.train_once(), images.validation())
     )
     LOG.info(
         "Cached %s features of %d + %d frames: %s each, %.0f MB.",
         *(" ".join(levels), len(training[levels[0]]), len(held_out[levels[0]])),
-        " ".join(str(x.shape[1:]) for x in training.values()),
+        " ".join(str(training[level].shape[1:]) for level in levels),
         sum(x.nbytes for x in (*training.values(), *held_out.values())) / 1e6,
     )
     return training, held_out
 
 
-def _stacked(parts: list[dict[str, np.ndarray]], levels: Sequence[str]) -> dict[str, np.ndarray]:
-    return {level: np.concatenate([part.pop(level) for part in parts]) for level in levels}
+def _stacked(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:
+    return {key: np.concatenate([part.pop(key) for part in parts]) for key in tuple(parts[0])}
 
 
 def _write_epoch(

@@ -21,10 +21,9 @@ from jaxcomp.codecs.tables import build_tables
 from jaxcomp.data.levels import cached_levels, level_draws
 from jaxcomp.evaluate.split import FeatureCoder
 from jaxcomp.jobs import feature_codec as shared
-from jaxcomp.jobs.job import Job, canvas_of, variables_of
+from jaxcomp.jobs.job import Job, variables_of
 from jaxcomp.loaders import CODEC_FILE, Detector, PyramidCodec, codec_tree, save_codec
 from jaxcomp.models.fpn import LEVELS
-from jaxcomp.models.transform import frames_of
 from jaxcomp.tasks.feature_codec import (
     JOINT_MODEL,
     LOSS_CONVENTION,
@@ -32,6 +31,7 @@ from jaxcomp.tasks.feature_codec import (
     codec_from_config,
 )
 from jaxcomp.tasks.pyramid_codec import PyramidTask, pyramid_statistics, pyramid_task
+from jaxcomp.tasks.tail_distortion import TailDistortion
 from jaxcomp.train import FitResult
 from jaxcomp.types import DataSplits
 
@@ -44,13 +44,9 @@ def build(config: Any) -> Job:
     detector = shared.frozen_detector(config)
     shared.check_channels(config, detector)
     images = data.make_splits(shared.with_classes(config, detector))
-    splits, statistics = _data(config, detector, images, draw=treatment == "random")
-    canvas = canvas_of(config)
-
-    def head(variables: Any, batch: Any) -> Any:
-        return detector.model.apply(variables, frames_of(batch, canvas), method="features")
-
-    cached = config.data.cache_features
+    head = shared.pyramid_head(config, detector)
+    tail = shared.tail_of(config, detector, head)
+    splits, statistics = _data(config, detector, images, treatment == "random", tail)
     task = pyramid_task(
         treatment,
         codec_from_config(config.model),
@@ -58,7 +54,8 @@ def build(config: Any) -> Job:
         statistics,
         level_weights=config.training.get("level_weights", "elements"),
         head=head,
-        frozen=shared.digest_only(detector) if cached else detector.variables,
+        frozen=shared.frozen_part(config, detector, tail),
+        tail=tail,
     )
     return Job(
         task=task,
@@ -70,13 +67,13 @@ def build(config: Any) -> Job:
 
 
 def _data(
-    config: Any, detector: Detector, images: DataSplits, draw: bool
+    config: Any, detector: Detector, images: DataSplits, draw: bool, tail: TailDistortion | None
 ) -> tuple[DataSplits, dict[str, np.ndarray]]:
     """Batches for training, of one drawn level each or of all, and statistics of every level."""
     if config.data.cache_features:
-        training, held_out = shared.cached_pyramids(config, detector, LEVELS, images)
+        training, held_out = shared.cached_pyramids(config, detector, LEVELS, images, tail)
         size = config.training.batch_size
-        splits = cached_levels(training, held_out, size, config.seed, draw=draw)
+        splits = cached_levels(training, held_out, size, config.seed, levels=LEVELS, draw=draw)
         return splits, pyramid_statistics([training])
     batches = itertools.islice(images.train_once(), shared.STATISTICS_BATCHES)
     statistics = pyramid_statistics(shared.pyramids(config, detector, LEVELS, batches))

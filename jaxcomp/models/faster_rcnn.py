@@ -82,13 +82,17 @@ class DetectorConfig:
 
 
 class RegionProposalNetwork(nn.Module):
-    """The RPN head, shared by all levels."""
+    """The RPN head, shared by all levels; whatever levels are there pass it."""
 
     cfg: DetectorConfig
 
     @nn.compact
-    def __call__(self, features: Features) -> tuple[list[Array], list[Array]]:
-        """Per level: objectness logits [B, A_l] and box deltas [B, A_l, 4], (y, x, ratio) order."""
+    def __call__(self, features: Features) -> tuple[list[Array], list[Array], list[Array]]:
+        """Per level: objectness logits [B, A_l], box deltas [B, A_l, 4], hidden maps.
+
+        Anchors are in (y, x, ratio) order; the hidden maps [B, H_l, W_l, C] are what the outputs
+        are computed from.
+        """
         cfg = self.cfg
         normal = nn.initializers.normal(0.01)
         convs = [
@@ -102,15 +106,16 @@ class RegionProposalNetwork(nn.Module):
         regression = nn.Conv(
             4 * anchors, (1, 1), dtype=cfg.dtype, kernel_init=normal, name="regression"
         )
-        logits, deltas = [], []
-        for name in LEVELS:
+        logits, deltas, hidden = [], [], []
+        for name in (name for name in LEVELS if name in features):
             x = features[name]
             for conv in convs:
                 x = nn.relu(conv(x))
             batch = x.shape[0]
             logits.append(objectness(x).reshape(batch, -1).astype(jnp.float32))
             deltas.append(regression(x).reshape(batch, -1, 4).astype(jnp.float32))
-        return logits, deltas
+            hidden.append(x)
+        return logits, deltas, hidden
 
 
 class BoxHead(nn.Module):
@@ -119,8 +124,8 @@ class BoxHead(nn.Module):
     cfg: DetectorConfig
 
     @nn.compact
-    def __call__(self, pooled: Array, train: bool) -> tuple[Array, Array]:
-        """[N, P, P, C] pooled regions -> logits [N, K], deltas [N, K, 4]."""
+    def __call__(self, pooled: Array, train: bool) -> tuple[Array, Array, Array]:
+        """[N, P, P, C] pooled regions -> logits [N, K], deltas [N, K, 4], hidden [N, box_fc]."""
         cfg = self.cfg
         x = pooled
         for i in range(cfg.box_convs):
@@ -141,6 +146,7 @@ class BoxHead(nn.Module):
         return (
             logits.astype(jnp.float32),
             deltas.reshape(x.shape[0], cfg.num_classes, 4).astype(jnp.float32),
+            x,
         )
 
 
@@ -185,7 +191,7 @@ class FasterRCNN(nn.Module):
         Returns:
           (logits [B, A], deltas [B, A, 4], proposals [B, count, 4], valid [B, count]).
         """
-        logits, deltas = self.rpn(features)
+        logits, deltas, _ = self.rpn(features)
         pre = self.cfg.rpn_pre_nms_train if train else self.cfg.rpn_pre_nms
         boxes, scores = [], []
         for score, delta, anchor in zip(logits, deltas, self.anchors(features), strict=True):
@@ -219,9 +225,66 @@ class FasterRCNN(nn.Module):
 
         pooled = jax.vmap(pool)(levels, boxes, level)
         train = train and not self.cfg.freeze_norm
-        logits, deltas = self.box_head(pooled.reshape(-1, *pooled.shape[2:]), train)
+        logits, deltas, _ = self.box_head(pooled.reshape(-1, *pooled.shape[2:]), train)
         lead = boxes.shape[:2]
         return logits.reshape(*lead, -1), deltas.reshape(*lead, -1, 4)
+
+    def level_outputs(self, x: Array, boxes: Array, stride: int) -> dict[str, Array]:
+        """What the tail computes from one level alone, hidden layers included.
+
+        Args:
+          x: [B, H, W, C], the level's features.
+          boxes: [B, R, 4] regions in network pixels to pool from this level; R may be 0.
+          stride: network pixels per feature pixel.
+
+        Returns:
+          Of the RPN "hidden" [B, H, W, C], "objectness" [B, A], "anchor_deltas" [B, A, 4]; of the
+          box head "pooled" [B, R, P, P, C], "box_hidden" [B, R, F], "classes" [B, R, K] and
+          "box_deltas" [B, R, K, 4].
+        """
+        (objectness,), (anchor_deltas,), (hidden,) = self.rpn({LEVELS[0]: x})
+        index = jnp.zeros(boxes.shape[1], jnp.int32)
+
+        def pool(one, rois):
+            return roi_align.roi_align(
+                [one], rois, index, strides=(stride,), output_size=self.cfg.pool_size
+            )
+
+        pooled = jax.vmap(pool)(x, boxes)
+        outputs = self.box_head(pooled.reshape(-1, *pooled.shape[2:]), False)
+        lead = boxes.shape[:2]
+        classes, box_deltas, box_hidden = (y.reshape(*lead, *y.shape[1:]) for y in outputs)
+        return {
+            "hidden": hidden,
+            "objectness": objectness,
+            "anchor_deltas": anchor_deltas,
+            "pooled": pooled,
+            "box_hidden": box_hidden,
+            "classes": classes,
+            "box_deltas": box_deltas,
+        }
+
+    def level_regions(self, features: Features, image_size: Array, count: int) -> dict[str, Array]:
+        """The best proposals that each level is pooled for.
+
+        Args:
+          features: P2..P6.
+          image_size: [B, 2] (height, width) of the unpadded images, pixels.
+          count: regions per level.
+
+        Returns:
+          {level: [B, count, 4]} of P2..P5 in network pixels, best first; padding has no area.
+        """
+        _, _, boxes, valid = self.propose(features, image_size, self.cfg.rpn_post_nms)
+        level = roi_align.assign_level(boxes, len(STRIDES), canonical_size=self.cfg.canonical_size)
+        found = {}
+        for i, name in enumerate(LEVELS[: len(STRIDES)]):
+            own = valid & (level == i)
+            # Proposals are sorted by score, so the smallest indices are the best.
+            order = jnp.argsort(jnp.where(own, 0, 1), axis=1, stable=True)[:, :count]
+            picked = jnp.take_along_axis(jnp.where(own[..., None], boxes, 0.0), order[..., None], 1)
+            found[name] = _pad_second(picked, count)
+        return found
 
     def detect(self, features: Features, image_size: Array) -> dict[str, Array]:
         """Detections in network pixels from a pyramid, no pixels needed.

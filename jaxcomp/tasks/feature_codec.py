@@ -1,10 +1,12 @@
 """Task: train a codec for one level of a frozen detector's feature pyramid.
 
-    L = MSE(normalised features) + rate_weight * bits / (H_l * W_l)
+    L = D + rate_weight * bits / (H_l * W_l),   D = MSE(normalised features)
 
 The weight is on the *rate*: a larger one gives fewer bits. Features are normalised by statistics of
 their level, so that a weight means the same on every level; the MSE is then relative to the
 variance of the features.
+
+With a tail (`tail_distortion`), D = feature_weight * MSE + task_weight * what the frozen tail sees.
 """
 
 from __future__ import annotations
@@ -19,7 +21,9 @@ import numpy as np
 from jaxcomp.codecs import factorised
 from jaxcomp.codecs.factorised import FactorisedCodec
 from jaxcomp.errors import NonFiniteError, ShapeError
+from jaxcomp.evaluate.detection import image_sizes
 from jaxcomp.models.fpn import LEVELS
+from jaxcomp.tasks.tail_distortion import REGIONS, TailDistortion
 from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree
 
 JOINT_MODEL, RANDOM_MODEL = "factorized_prior_joint", "factorized_prior_random_level"
@@ -39,6 +43,8 @@ def codec_from_config(config: Any) -> FactorisedCodec:
     )
 
 
+# (level, features before, features after) -> the tail's distortion of each frame, [B].
+Judge = Callable[[str, Array, Array], Array]
 _CHUNK = 16  # frames summed at a time: float64 copies of a whole fine level take gigabytes
 
 
@@ -106,6 +112,7 @@ class FeatureCodecTask:
         level: int = 0,
         head: Callable[[PyTree, Batch], Array] | None = None,
         frozen: PyTree = None,
+        tail: TailDistortion | None = None,
     ):
         """Describes the task.
 
@@ -115,7 +122,8 @@ class FeatureCodecTask:
           statistics: see `level_statistics`.
           level: 0 for P2; names the level's metrics in the log.
           head: `head(frozen, batch) -> [B, H, W, C]`, used when a batch has no "features".
-          frozen: the variables of `head`; never trained nor saved.
+          frozen: the variables of `head` and of the tail; never trained nor saved.
+          tail: judges the decoded features beside their squared error; None: the error alone.
         """
         self.codec = codec
         self.rate_weight = rate_weight
@@ -123,6 +131,7 @@ class FeatureCodecTask:
         self.level = level
         self.head = head
         self.frozen = {} if frozen is None else frozen
+        self.tail = tail
 
     def init(self, rng: Array, batch: Batch) -> tuple[PyTree, PyTree, PyTree]:
         """Random parameters; the level's statistics go into the stats."""
@@ -152,25 +161,54 @@ class FeatureCodecTask:
         assert self.head is not None
         return jax.lax.stop_gradient(self.head(frozen, batch))
 
+    def judge(self, frozen: PyTree, batch: Batch) -> Judge | None:
+        """The tail's view of a batch, None without a tail."""
+        tail = self.tail
+        if tail is None:
+            return None
+        regions = {key: x for key, x in batch.items() if key.startswith(REGIONS)}
+        if not regions and tail.head is not None:
+            pyramid = jax.lax.stop_gradient(tail.head(frozen, batch))
+            regions = jax.lax.stop_gradient(tail.propose(frozen, pyramid, image_sizes(batch)))
+
+        def distortion(name: str, x: Array, x_hat: Array) -> Array:
+            none = jnp.zeros((x.shape[0], 0, 4))  # P6 is never pooled
+            return tail.level(frozen, name, x, x_hat, regions.get(REGIONS + name, none))
+
+        return distortion
+
     def terms(
-        self, variables: PyTree, x: Array, rng: Array | None, train: bool
+        self,
+        variables: PyTree,
+        x: Array,
+        rng: Array | None,
+        train: bool,
+        judge: Judge | None = None,
+        name: str = "",
     ) -> dict[str, Array]:
         """Distortion and rate of each row, [B]; `mse` in feature units, `distortion` normalised."""
         out = self.codec.apply(variables, x, rng, train)
         distortion = out["distortion"]
         positions = x.shape[1] * x.shape[2]
         bpp = out["bits"].sum((1, 2, 3)) / positions
-        return self.rated(distortion, distortion * jnp.square(variables["stats"]["scale"]), bpp)
+        mse = distortion * jnp.square(variables["stats"]["scale"])
+        seen = judge(name or LEVELS[self.level], x, out["x_hat"]) if judge else None
+        return self.rated(distortion, mse, bpp, seen)
 
-    def rated(self, distortion: Array, mse: Array, bpp: Array) -> dict[str, Array]:
+    def rated(
+        self, distortion: Array, mse: Array, bpp: Array, seen: Array | None = None
+    ) -> dict[str, Array]:
         """The terms that every treatment has, and the loss that they make."""
-        return {
-            "loss": distortion + self.rate_weight * bpp,
+        terms = {
             "mse": mse,
             "distortion": distortion,
             "bpp": bpp,
             "rate_loss": self.rate_weight * bpp,
         }
+        if seen is None or self.tail is None:
+            return {"loss": distortion + self.rate_weight * bpp} | terms
+        judged = self.tail.feature_weight * distortion + self.tail.weight * seen
+        return {"loss": judged + self.rate_weight * bpp, "task": seen} | terms
 
     def loss(
         self, params: PyTree, stats: PyTree, frozen: PyTree, batch: Batch, rng: Array, step: Array
@@ -178,7 +216,8 @@ class FeatureCodecTask:
         """Mean of the rows' losses; noise stands for rounding."""
         del step
         x = self.features(frozen, batch)
-        terms = self.terms({"params": params, **stats}, x, rng, train=True)
+        judge = self.judge(frozen, batch)
+        terms = self.terms({"params": params, **stats}, x, rng, True, judge)
         means = {name: value.mean() for name, value in terms.items()}
         metrics = {k: v for k, v in means.items() if k != "loss"}
         metrics |= self.level_metrics(means, x)
@@ -193,7 +232,7 @@ class FeatureCodecTask:
         """The same terms with latents rounded around their medians, as sums over real rows."""
         x = self.features(frozen, batch)
         variables = factorised.refresh_quantiles({"params": params, **stats})
-        terms = self.terms(variables, x, None, train=False)
+        terms = self.terms(variables, x, None, False, self.judge(frozen, batch))
         mask = jnp.asarray(batch["mask"])
         return {k: (v * mask).sum() for k, v in terms.items()} | {"count": mask.sum()}
 

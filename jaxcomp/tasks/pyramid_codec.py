@@ -30,7 +30,7 @@ import numpy as np
 from jaxcomp.codecs.pyramid import join_levels, level_variables, split_levels
 from jaxcomp.errors import ConfigError
 from jaxcomp.models.fpn import LEVELS
-from jaxcomp.tasks.feature_codec import FeatureCodecTask, FeatureSums
+from jaxcomp.tasks.feature_codec import FeatureCodecTask, FeatureSums, Judge
 from jaxcomp.types import Array, Batch, Features, PyTree
 
 LEVEL_WEIGHTS = ("elements", "equal")
@@ -106,7 +106,12 @@ class JointCodecTask(PyramidTask):
         return join_levels([features[name] for name in LEVELS])
 
     def terms(
-        self, variables: PyTree, features: Features, rng: Array | None, train: bool
+        self,
+        variables: PyTree,
+        features: Features,
+        rng: Array | None,
+        train: bool,
+        judge: Judge | None = None,
     ) -> dict[str, Array]:
         """Distortion and rate of each row, [B], and the squared error of each level."""
         levels = [features[name] for name in LEVELS]
@@ -121,7 +126,11 @@ class JointCodecTask(PyramidTask):
         distortion = chosen / jnp.square(variables["stats"]["scale"])
         bpp = out["bits"].sum((1, 2, 3)) / positions.sum()
         by_level = {f"fpn_mse/L{i}": error for i, error in enumerate(errors)}
-        return self.rated(distortion, mse, bpp) | by_level
+        seen = None
+        if judge:
+            pairs = zip(LEVELS, levels, restored, strict=True)
+            seen = jnp.stack([judge(name, x, y) for name, x, y in pairs]).mean(0)
+        return self.rated(distortion, mse, bpp, seen) | by_level
 
 
 class RandomLevelTask(PyramidTask):
@@ -133,12 +142,17 @@ class RandomLevelTask(PyramidTask):
         return {**variables, "stats": {**variables["stats"], **own}}
 
     def terms(
-        self, variables: PyTree, features: Features, rng: Array | None, train: bool
+        self,
+        variables: PyTree,
+        features: Features,
+        rng: Array | None,
+        train: bool,
+        judge: Judge | None = None,
     ) -> dict[str, Array]:
         """Distortion and rate of each row, [B], averaged over the levels that are there."""
         rows = [
             FeatureCodecTask.terms(
-                self, level_variables(variables, LEVELS.index(name)), x, rng, train
+                self, level_variables(variables, LEVELS.index(name)), x, rng, train, judge, name
             )
             for name, x in features.items()
         ]
