@@ -33,11 +33,19 @@ import numpy as np
 
 from jaxcomp.codecs import rans_numba, rans_numpy
 from jaxcomp.codecs.tables import CdfTables, derived
-from jaxcomp.errors import BitstreamError, CorruptStreamError, ShapeError, TruncatedStreamError
+from jaxcomp.errors import (
+    BitstreamError,
+    CorruptStreamError,
+    ShapeError,
+    StreamTooLargeError,
+    TruncatedStreamError,
+)
 
 MAX_LANES = 64
 SHORT = 0  # "lanes" of the lean form: one lane, no escapes
 BACKENDS = ("numba", "numpy", "jax")
+# What a decoder does one after the other, by default at most: 10 s in plain numpy, 1 s compiled.
+MAX_STEPS = {"numba": 1 << 24, "numpy": 1 << 19, "jax": 1 << 24}
 _LOW = rans_numpy.LOW  # smallest value of a state, and its start
 _SHORT_START = 1
 # Coded bytes per lane. A lane costs 2 bytes (the second one 5, for the longer form). Rounding the
@@ -77,7 +85,7 @@ def encode_batch(
     backend: str = "numba",
 ) -> list[tuple[bytes, int]]:
     """`encode` of several streams, of equal or different lengths; `jax` codes them in one call."""
-    _checked_backend(backend)
+    checked_backend(backend)
     flats = [_flat(symbols, tables) for symbols in streams]
     wanted = [choose_lanes(f, tables) if lanes is None else _checked_lanes(lanes) for f in flats]
     short = [lanes is None and k == 1 and f.size > 0 for f, k in zip(flats, wanted, strict=True)]
@@ -99,7 +107,13 @@ def encode_batch(
 
 
 def decode(
-    payload: bytes, count: int, tables: CdfTables, lanes: int, *, backend: str = "numba"
+    payload: bytes,
+    count: int,
+    tables: CdfTables,
+    lanes: int,
+    *,
+    backend: str = "numba",
+    max_steps: int | None = None,
 ) -> np.ndarray:
     """Decodes what `encode` wrote.
 
@@ -109,6 +123,8 @@ def decode(
       tables: the tables used to encode.
       lanes: the number that `encode` returned.
       backend: one of `BACKENDS`.
+      max_steps: the most symbols of one lane, None for the backend's `MAX_STEPS`: it bounds the
+        time before anything is decoded.
 
     Returns:
       [count] int32.
@@ -116,9 +132,11 @@ def decode(
     Raises:
       TruncatedStreamError: the payload ends too early.
       CorruptStreamError: it is too long, or its states do not end where encoding began.
+      StreamTooLargeError: more than `max_steps`.
       ShapeError: the count is not a number of whole rows of M symbols.
     """
-    (out,) = decode_each([payload], [count], tables, [lanes], backend=backend)
+    rules: dict[str, Any] = {"backend": backend, "max_steps": max_steps}
+    (out,) = decode_each([payload], [count], tables, [lanes], **rules)
     if isinstance(out, BitstreamError):
         raise out
     return out
@@ -131,9 +149,10 @@ def decode_each(
     lanes: Sequence[int],
     *,
     backend: str = "numba",
+    max_steps: int | None = None,
 ) -> list[np.ndarray | BitstreamError]:
     """`decode` of several streams; a damaged one gives its error and leaves the others alone."""
-    _checked_backend(backend)
+    limit = MAX_STEPS[checked_backend(backend)] if max_steps is None else max_steps
     out: list[Any] = [None] * len(payloads)
     jobs, index, escaped = [], [], []
     for i, (payload, count, k) in enumerate(zip(payloads, counts, lanes, strict=True)):
@@ -143,6 +162,8 @@ def decode_each(
             if _checked_lanes(k, SHORT) != SHORT and count == 0 and not payload:
                 out[i] = np.zeros(0, np.int32)
                 continue
+            if steps_of(count, k) > limit:
+                raise too_many_steps(steps_of(count, k), backend, limit)
             split = _split_short(payload) if k == SHORT else _split(payload, k)
         except BitstreamError as error:
             out[i] = error
@@ -215,9 +236,25 @@ def _checked_lanes(lanes: int, *others: int) -> int:
     return lanes
 
 
-def _checked_backend(backend: str) -> None:
+def checked_backend(backend: str) -> str:
+    """The name of a backend; raises `ValueError` for another one."""
     if backend not in BACKENDS:
         raise ValueError(f"backend {backend!r}; there are {', '.join(BACKENDS)}")
+    return backend
+
+
+def steps_of(count: int, lanes: int) -> int:
+    """Symbols of the longest lane."""
+    return -(-count // max(1, lanes))
+
+
+def too_many_steps(steps: int, backend: str, max_steps: int) -> StreamTooLargeError:
+    """The error of a stream that would take too long."""
+    other = "" if backend == "numba" else "decode with the backend numba, or "
+    return StreamTooLargeError(
+        f"{steps} symbols after one another are more than the limit of {max_steps} of the backend "
+        f"{backend}; {other}raise it (max_symbols, --max-symbols) if the file is trusted"
+    )
 
 
 def _flat(symbols: Any, tables: CdfTables) -> np.ndarray:
