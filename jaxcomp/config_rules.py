@@ -18,7 +18,7 @@ from jaxcomp.errors import ConfigError
 from jaxcomp.rules import WORKLOADS
 from jaxcomp.rules.workload import Range, Workload
 
-SCHEDULES = ("plateau", "constant", "cosine", "warmup_cosine")
+SCHEDULES = ("plateau", "constant", "cosine", "warmup_cosine", "one_cycle")
 
 
 OPTIMISERS = ("adam", "adamw", "sgd")

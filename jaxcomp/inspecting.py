@@ -65,10 +65,17 @@ def _describe_codec(config: Any) -> dict[str, Any]:
     )
 
 
+def _describe_lidar_detector(config: Any) -> dict[str, Any]:
+    from jaxcomp.jobs import pointpillars
+
+    return pointpillars.describe(config)
+
+
 # task -> what describes its config; those of other rooms import their workload when called.
 DESCRIBERS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "detect": _describe_detector,
     "feature_codec": _describe_codec,
+    "pointpillars": _describe_lidar_detector,
 }
 
 

@@ -36,16 +36,68 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
-def _rule(name: str, weight_decay: float, momentum: float) -> list[optax.GradientTransformation]:
+def _rule(
+    name: str, weight_decay: float, momentum: float, b1: float | Array = 0.9, b2: float = 0.999
+) -> list[optax.GradientTransformation]:
     """The update direction, before the learning rate."""
     decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
     if name == "adam":  # coupled: the decay is part of the gradient that Adam rescales
-        return [*decay, optax.scale_by_adam(0.9, 0.999, 1e-8)]
+        return [*decay, optax.scale_by_adam(b1, b2, 1e-8)]  # type: ignore[arg-type]
     if name == "adamw":  # decoupled: the decay is only multiplied by the learning rate
-        return [optax.scale_by_adam(0.9, 0.999, 1e-8), *decay]
+        return [optax.scale_by_adam(b1, b2, 1e-8), *decay]  # type: ignore[arg-type]
     if name == "sgd":
         return [*decay, optax.trace(momentum, nesterov=momentum > 0)]
     raise ConfigError(f"config.training.optimiser={name!r} is unknown. Valid: adam, adamw, sgd.")
+
+
+@dataclasses.dataclass(frozen=True)
+class OneCycle:
+    """Shape of the one-cycle schedule (Smith and Topin, 2018), as `torch.optim.OneCycleLR` has it.
+
+    `config.training.one_cycle` may set each field; the defaults are those of the usual lidar
+    detectors. `config.training.learning_rate` is the peak.
+
+    Attributes:
+      peak_at: share of the steps after which the peak is reached.
+      start_div: the rate starts at peak / start_div,
+      end_div: and ends at peak / start_div / end_div.
+      high: first decay rate of Adam at the start and the end,
+      low: and at the peak.
+      b2: second decay rate of Adam.
+    """
+
+    peak_at: float = 0.4
+    start_div: float = 10.0
+    end_div: float = 1e4
+    high: float = 0.95
+    low: float = 0.85025
+    b2: float = 0.99
+
+    def schedule(self, total: int, start: float, peak: float, end: float) -> optax.Schedule:
+        """From `start` over `peak` to `end` at step total - 1, two half cosines."""
+        turn, last = self.peak_at * total - 1, max(total - 1, 1)
+
+        def value(step: Any) -> Array:
+            up = jnp.clip(step / max(turn, 1e-9), 0.0, 1.0)
+            down = jnp.clip((step - turn) / max(last - turn, 1e-9), 0.0, 1.0)
+            first = peak + (start - peak) / 2 * (1 + jnp.cos(math.pi * up))
+            second = end + (peak - end) / 2 * (1 + jnp.cos(math.pi * down))
+            return jnp.where(step <= turn, first, second)
+
+        return value
+
+    def rates(self, peak: float, total: int) -> tuple[optax.Schedule, optax.Schedule]:
+        """(learning rate, first decay rate of Adam) by step."""
+        start = peak / self.start_div
+        return (
+            self.schedule(total, start, peak, start / self.end_div),
+            self.schedule(total, self.high, self.low, self.high),
+        )
+
+
+def one_cycle(training: Any) -> OneCycle:
+    """The shape of the schedule that a config's `training` section asks for."""
+    return OneCycle(**dict(training.get("one_cycle", {})))
 
 
 def learning_rate(training: Any, steps_per_epoch: int) -> float | optax.Schedule:
@@ -69,9 +121,11 @@ def learning_rate(training: Any, steps_per_epoch: int) -> float | optax.Schedule
         return optax.cosine_decay_schedule(peak, total, alpha=schedule.min_lr / peak)
     if schedule.name == "warmup_cosine":
         return optax.warmup_cosine_decay_schedule(0.0, peak, warm, total, schedule.min_lr)
+    if schedule.name == "one_cycle":
+        return one_cycle(training).rates(peak, total)[0]
     raise ConfigError(
         f"config.training.lr_schedule.name={schedule.name!r} is unknown. "
-        "Valid: plateau, constant, cosine, warmup_cosine."
+        "Valid: plateau, constant, cosine, warmup_cosine, one_cycle."
     )
 
 
@@ -89,13 +143,27 @@ def make_optimiser(
       An optax transformation whose state has `hyperparams["learning_rate"]`.
     """
 
-    def chain(learning_rate: float | Array) -> optax.GradientTransformation:
+    def chain(learning_rate: float | Array, **betas: Any) -> optax.GradientTransformation:
         clip = [clip_by_global_norm(training.clip_norm)] if training.clip_norm else []
-        rule = _rule(training.optimiser, training.weight_decay, momentum)
+        rule = _rule(training.optimiser, training.weight_decay, momentum, **betas)
         return optax.chain(*clip, *rule, optax.scale_by_learning_rate(learning_rate))
 
-    return optax.inject_hyperparams(chain, hyperparam_dtype=jnp.float32)(
-        learning_rate=learning_rate(training, steps_per_epoch)
+    rate = learning_rate(training, steps_per_epoch)
+    if training.lr_schedule.name != "one_cycle":
+        return optax.inject_hyperparams(chain, hyperparam_dtype=jnp.float32)(learning_rate=rate)
+    if training.optimiser not in ("adam", "adamw"):
+        raise ConfigError(
+            f"config.training.optimiser={training.optimiser!r} has no one-cycle schedule here; "
+            "use 'adamw' or another config.training.lr_schedule.name."
+        )
+    cycle = one_cycle(training)
+    b1 = cycle.rates(training.learning_rate, training.epochs * steps_per_epoch)[1]
+
+    def cycling(learning_rate: float | Array, b1: Array) -> optax.GradientTransformation:
+        return chain(learning_rate, b1=b1, b2=cycle.b2)
+
+    return optax.inject_hyperparams(cycling, hyperparam_dtype=jnp.float32)(
+        learning_rate=rate, b1=b1
     )
 
 

@@ -92,7 +92,7 @@ class LidarRecords:
         self._sweeps: dict[int, np.ndarray] = {}
         self._room = _CACHE_LIMIT if cache else 0
         self._database: Database | None = None
-        self._lock = threading.Lock()
+        self._lock, self._making = threading.Lock(), threading.Lock()
         self._crowded = False
 
     def __len__(self) -> int:
@@ -120,6 +120,10 @@ class LidarRecords:
 
     def database(self) -> Database:
         """Objects of all rows by class, cut out on first use."""
+        with self._making:
+            return self._made_database()
+
+    def _made_database(self) -> Database:
         how = self.augment or LidarAugmentation()
         if self._database is None:
             rows = range(len(self))
@@ -159,6 +163,10 @@ class LidarRecords:
         finite = points[np.isfinite(points).all(1)]
         rng = np.random.default_rng(seed)
         return lidar_augment.augment(finite, objects, rng, self.augment, self.database())
+
+    def targets(self, row: int) -> dict[str, np.ndarray]:
+        """The row's own objects, padded: boxes [M, 7], labels [M], valid [M]."""
+        return self._targets(row, self.objects[row])
 
     def _targets(self, row: int, objects: LidarObjects) -> dict[str, np.ndarray]:
         """Padded objects; those of a class go first."""

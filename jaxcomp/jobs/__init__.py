@@ -26,8 +26,18 @@ def _feature_codec(config: Any) -> Any:
     return (pyramid_codec if whole else feature_codec).build(config)
 
 
+def _pointpillars(config: Any) -> Any:
+    from jaxcomp.jobs import pointpillars
+
+    return pointpillars.build(config)
+
+
 # Builders import their workload when called, so that asking for help stays fast.
-JOBS: Mapping[str, Callable[[Any], Any]] = {"detect": _detect, "feature_codec": _feature_codec}
+JOBS: Mapping[str, Callable[[Any], Any]] = {
+    "detect": _detect,
+    "feature_codec": _feature_codec,
+    "pointpillars": _pointpillars,
+}
 
 
 def check_job(config: Any) -> None:
@@ -56,6 +66,7 @@ def build_job(config: Any) -> Any:
 # Folders of runs, as the documents name them, by model name or task.
 FOLDERS: Mapping[str, str] = {
     "detect": "detection",
+    "pointpillars": "lidar_detection",
     "factorized_prior_joint": "fpn_joint_compression",
     "factorized_prior_random_level": "fpn_random_level_compression",
     "factorized_prior_specific_level": "fpn_specific_level_compression_level_{level}",

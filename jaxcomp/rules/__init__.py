@@ -4,6 +4,11 @@ from collections.abc import Mapping
 
 from jaxcomp.rules.detect import DETECT
 from jaxcomp.rules.feature_codec import FEATURE_CODEC
+from jaxcomp.rules.pointpillars import POINTPILLARS
 from jaxcomp.rules.workload import Workload
 
-WORKLOADS: Mapping[str, Workload] = {"detect": DETECT, "feature_codec": FEATURE_CODEC}
+WORKLOADS: Mapping[str, Workload] = {
+    "detect": DETECT,
+    "feature_codec": FEATURE_CODEC,
+    "pointpillars": POINTPILLARS,
+}
