@@ -61,9 +61,37 @@ def test_inspect_prints_what_is_left_of_damaged_streams(tmp_path, weights, capsy
             assert "streams" not in got
         else:
             assert [s["name"] for s in got["streams"]] == names and got["meta"] == {"k": 1}
+        assert got.get("codec", {}).get("matches") is not True
     # A stream that the codec's level does not cover: undamaged, but not for this model.
     path.write_bytes(blob)
     assert run(capsys, "inspect", path, "--codec", weights / "codec2.npz")[0] == 1
+
+
+def test_inspect_says_that_a_codec_matches_only_if_something_was_decoded(features, weights, capsys):
+    codec = weights / "codec2.npz"
+    assert run(capsys, "compress", "p4.npy", "--codec", codec)[0] == 0
+    blob = Path("p4.jxc").read_bytes()
+    for damaged, matches, decoded in (
+        (blob, True, ["p4"]),
+        (flip(blob, len(blob) - 1), None, []),
+        (blob[:-5], None, []),
+        (flip(blob, 6), False, []),  # the digest
+        (blob + b"x", True, ["p4"]),
+    ):
+        Path("p4.jxc").write_bytes(damaged)
+        status, out, err = run(capsys, "inspect", "p4.jxc", "--codec", codec)
+        got = json.loads(out)["codec"]
+        assert (got["matches"], got["decoded"]) == (matches, decoded), damaged
+        assert status == (damaged != blob) and bool(err) == bool(status)
+
+
+def test_another_model_is_told_before_the_size_of_its_maps(tmp_path, weights, capsys):
+    stream = bitstream.Stream("p4", (4000, 4000), 1, 1, b"x" * 9)
+    path = tmp_path / "x.jxc"
+    path.write_bytes(bitstream.write("factorised", 1, [stream]))
+    for command in ("inspect", "decompress"):
+        status, _, err = run(capsys, command, path, "--codec", weights / "codec2.npz")
+        assert status == 1 and "model" in err and "limit" not in err and err.count("\n") == 1
 
 
 def test_a_reader_that_has_enough_ends_the_command_quietly(tmp_path):

@@ -14,7 +14,7 @@ import jaxcomp
 from jaxcomp import checkpoint, codecs, errors, loaders
 from jaxcomp.cli import main as cli
 from jaxcomp.codecs import bitstream
-from jaxcomp.jobs import feature_files, file_sets
+from jaxcomp.jobs import feature_files, file_runs, file_sets
 
 # The fixtures of this module.
 features = coding_toy.features
@@ -212,6 +212,25 @@ def test_partial_writes_what_is_undamaged_and_says_what_is_not(
     Path("x.jxc").write_bytes(flip(flip(blob, len(blob) - 1), first + 12))
     Path("x.npz").unlink()
     assert run(capsys, *argv, "--partial")[0] == 1 and not Path("x.npz").exists()
+
+
+def test_the_limit_of_symbols_is_an_option_that_its_error_names(features, weights, capsys):
+    codec = ("--codec", weights / "codec2.npz")
+    assert run(capsys, "compress", "p4.npy", *codec)[0] == 0
+    for argv in (["decompress", "p4.jxc"], ["detect", "--stream", "p4.jxc"]):
+        status, _, err = run(capsys, *argv, *codec, "--max-symbols", 59)
+        assert status == 1 and "--max-symbols" in err and "limit of 59" in err
+    for partial in ([], ["--partial"]):
+        argv = ("decompress", "p4.jxc", *codec, *partial, "--overwrite", "--backend", "numpy")
+        assert run(capsys, *argv, "--max-symbols", 60)[0] == 0
+    with pytest.raises(SystemExit):
+        run(capsys, *argv, "--max-symbols", 0)
+    assert "not a positive number" in capsys.readouterr().err
+
+
+def test_a_slow_run_has_a_speed():
+    tally = file_runs.Tally([file_runs.Done("", raw=5000, coded=10)], seconds=60)
+    assert "8.33e-05 MB/s" in tally.summary()
 
 
 def test_a_full_or_forbidden_place_stops_all(features, weights, capsys):

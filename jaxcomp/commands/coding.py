@@ -79,6 +79,7 @@ def add(commands: Any) -> None:
         "--partial", action="store_true", help="write what is undamaged of a damaged file"
     )
     add_file_options(decompress)
+    add_limit(decompress)
     decompress.set_defaults(run=run_decompress)
 
 
@@ -94,6 +95,24 @@ def add_file_options(parser: argparse.ArgumentParser) -> None:
         default="numba",
         help="who runs the entropy coder; all give the same (default numba)",
     )
+
+
+def add_limit(parser: argparse.ArgumentParser) -> None:
+    """The option of all commands that decode streams."""
+    parser.add_argument(
+        "--max-symbols",
+        type=_count,
+        metavar="N",
+        help="refuse a stream that announces more latents than N, before memory or time is spent "
+        "on it (default 16777216; with --backend numpy, which is slow, 524288 after one another)",
+    )
+
+
+def _count(text: str) -> int:
+    number = int(text)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not a positive number")
+    return number
 
 
 def run_compress(args: argparse.Namespace) -> int:
@@ -120,7 +139,10 @@ def run_decompress(args: argparse.Namespace) -> int:
     ending = ".npz" if args.out else ".features.npz"  # never over the .npz that was compressed
     selection, items = _items(args, file_sets.STREAMS, ending)
     worker = coding_files.Decompressor(
-        loaders.load_codec(args.codec), partial=args.partial, backend=args.backend
+        loaders.load_codec(args.codec),
+        partial=args.partial,
+        backend=args.backend,
+        max_symbols=args.max_symbols,
     )
     return run_jobs(args, selection, items, worker)
 

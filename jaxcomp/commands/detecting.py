@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from jaxcomp.commands import add_parser
-from jaxcomp.commands.coding import add_file_options, run_jobs, weight_files
+from jaxcomp.commands.coding import add_file_options, add_limit, run_jobs, weight_files
 from jaxcomp.errors import DataError
 
 _DESCRIPTION = """\
@@ -57,6 +57,7 @@ def add(commands: Any) -> None:
     )
     detect.add_argument("--no-pictures", action="store_true", help="write no pictures")
     add_file_options(detect)
+    add_limit(detect)
     detect.set_defaults(run=run_detect)
 
 
@@ -84,5 +85,6 @@ def run_detect(args: argparse.Namespace) -> int:
         [loaders.load_codec(path) for path in args.codec],
         score=args.score,
         backend=args.backend,
+        max_symbols=args.max_symbols,
     )
     return run_jobs(args, selection, frames, finder)

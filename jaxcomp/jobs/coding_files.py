@@ -10,12 +10,13 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from jaxcomp import loaders
 from jaxcomp.codecs import bitstream
+from jaxcomp.codecs.limits import Limits
 from jaxcomp.errors import BitstreamError, DataError
 from jaxcomp.jobs import feature_files
 from jaxcomp.jobs.file_runs import Done
@@ -119,15 +120,15 @@ def _number(value: np.float32) -> int | float:
 class Decompressor:
     """Makes the `.npz` of features of a `.jxc` file."""
 
-    def __init__(self, codec: LevelCodec, *, partial: bool = False, backend: str = "numba"):
+    def __init__(self, codec: LevelCodec, *, partial: bool = False, **limits: Unpack[Limits]):
         """Prepares.
 
         Args:
           codec: the one that coded.
           partial: whether to write what is undamaged of a damaged file.
-          backend: of the entropy decoder.
+          **limits: what a file may ask for, and the backend; see `codecs.limits.Limits`.
         """
-        self.codec, self.partial, self.backend = codec, partial, backend
+        self.codec, self.partial, self.limits = codec, partial, limits
 
     def up_to_date(self, item: Item) -> bool:
         """Whether the output is whole, newer than the stream and of this codec."""
@@ -145,7 +146,7 @@ class Decompressor:
           CheckpointError: the features cannot be written.
         """
         blob = read_bytes(item.source)
-        features, meta, damage = decode(self.codec, blob, self.partial, self.backend)
+        features, meta, damage = decode(self.codec, blob, self.partial, **self.limits)
         record = {"codec": self.codec.digest, "meta": meta}
         feature_files.write_features(
             item.out, features, {**record, "missing": damage} if damage else record
@@ -156,19 +157,21 @@ class Decompressor:
 
 
 def decode(
-    codec: LevelCodec, blob: bytes, partial: bool = False, backend: str = "numba"
+    codec: LevelCodec, blob: bytes, partial: bool = False, **limits: Unpack[Limits]
 ) -> tuple[dict[str, np.ndarray], Any, list[str]]:
     """The features of a stream, its metadata, and with `partial` what could not be read of it.
 
     Raises:
-      BitstreamError: it is damaged, with `partial` all of it, or of another codec.
+      BitstreamError: it is damaged, with `partial` all of it, too large, or of another codec.
     """
+    symbols = limits.get("max_symbols")
+    reading = {} if symbols is None else {"max_symbols": symbols}
     if not partial:
-        features = codec.decompress(blob, backend=backend)
-        meta, damage = bitstream.read(blob).meta, []
+        features = codec.decompress(blob, **limits)
+        meta, damage = bitstream.read(blob, **reading).meta, []
     else:
-        features, errors = codec.decompress_partial(blob, backend=backend)
-        meta = bitstream.salvage(blob)[0].meta
+        features, errors = codec.decompress_partial(blob, **limits)
+        meta = bitstream.salvage(blob, **reading)[0].meta
         damage = [f"{type(error).__name__}: {error}" for error in errors]
         damage += [f"{name} is missing" for name in codec.levels if name not in features]
         if not features:

@@ -14,11 +14,12 @@ import dataclasses
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Unpack
 
 import numpy as np
 
 from jaxcomp.codecs import bitstream
+from jaxcomp.codecs.limits import Limits
 from jaxcomp.data.images import read_image
 from jaxcomp.errors import (
     BitstreamError,
@@ -118,7 +119,7 @@ class Finder:
         codecs: Sequence[LevelCodec] = (),
         *,
         score: float = 0.3,
-        backend: str = "numba",
+        **limits: Unpack[Limits],
     ):
         """Prepares.
 
@@ -126,14 +127,14 @@ class Finder:
           detector: its head makes features of images, its tail boxes of features.
           codecs: those of the streams; a stream's digest says which is its own.
           score: the least score to tell.
-          backend: of the entropy decoder.
+          **limits: what a stream may ask for, and the backend; see `codecs.limits.Limits`.
 
         Raises:
           CheckpointError: a codec was trained on another detector, or on other image sizes.
         """
         for codec in codecs:
             codec.check_detector(detector)
-        self.detector, self.codecs, self.score, self.backend = detector, codecs, score, backend
+        self.detector, self.codecs, self.score, self.limits = detector, codecs, score, limits
         self.rule = codecs[0].input if codecs else None
         if any(codec.input != self.rule for codec in codecs):
             raise CheckpointError(
@@ -241,7 +242,7 @@ class Finder:
             wanted = bitstream.read(blob).digest
             for codec in self.codecs:
                 if wanted in codec.coder.digests:
-                    features, meta, _ = decode(codec, blob, backend=self.backend)
+                    features, meta, _ = decode(codec, blob, **self.limits)
                     return dict(features), sizes(path, meta)
         except BitstreamError as error:
             raise type(error)(f"{str(path)!r}: {error}") from error

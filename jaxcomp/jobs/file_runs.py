@@ -71,7 +71,7 @@ class Tally:
             speed = self.raw / 1e6 / max(self.seconds, 1e-9)
             parts.append(f"features {self.raw} bytes, streams {self.coded} bytes")
             parts.append(f"{self.raw / self.coded:.1f}x")
-            parts.append(f"{speed:.1f} MB/s of features")
+            parts.append(f"{speed:.3g} MB/s of features")
         if self.up_to_date:
             parts.append(f"{self.up_to_date} up to date")
         if self.failed:

@@ -30,30 +30,38 @@ def describe_stream(path: Path, codec: Any = None) -> tuple[dict[str, Any], list
     if blob.startswith(bitstream.MAGIC) and len(blob) > len(bitstream.MAGIC):
         description["version"] = blob[len(bitstream.MAGIC)]
     try:
-        container, errors = _read(blob, codec.tables.channels if codec else 1)
+        container, errors = _read(blob, codec)
     except BitstreamError as error:
         return description | {"errors": [_text(error)]}, [error]
     channels = codec.codec.in_channels if codec else None
     description |= _header(container)
     description["streams"] = [_stream(stream, channels) for stream in container.streams]
     if codec:
-        misfits = _misfits(container, codec)
-        errors += misfits
+        misfits, decoded = _try(container, codec)
+        # The reader may have told already that it is of another model.
+        told = any(isinstance(error, TableMismatchError) for error in errors)
+        errors += [] if told else misfits
         description["codec"] = {
             "digest": codec.digest,
             "model": f"{codec.coder.digests[0]:016x}",
             "levels": list(codec.levels),
-            "matches": not misfits,
+            "matches": False if misfits else (True if decoded else None),
+            "decoded": decoded,
         }
     if errors:
         description["errors"] = [_text(error) for error in errors]
     return description, errors
 
 
-def _read(blob: bytes, channels: int) -> tuple[bitstream.Container, list[BitstreamError]]:
+def _read(blob: bytes, codec: Any) -> tuple[bitstream.Container, list[BitstreamError]]:
     """The file as the strict reader sees it, or else what can be salvaged and what is wrong."""
+    channels = codec.tables.channels if codec else 1
     try:
-        return bitstream.read(blob, channels=channels), []
+        digests = codec.coder.digests if codec else None
+        return bitstream.read(blob, digest=digests, channels=channels), []
+    except TableMismatchError as error:  # the codec says nothing about the file
+        container, errors = _read(blob, None)
+        return container, [error, *errors]
     except BitstreamError as error:
         container, errors = bitstream.salvage(blob, channels=channels)
         return container, errors or [error]
@@ -83,17 +91,24 @@ def _stream(stream: bitstream.Stream, channels: int | None) -> dict[str, Any]:
     return row | ({"bits_per_value": bits / positions / channels} if channels else {})
 
 
-def _misfits(container: bitstream.Container, codec: Any) -> list[BitstreamError]:
-    """Why the codec cannot decode the streams; they are decoded to integers to know."""
+def _try(container: bitstream.Container, codec: Any) -> tuple[list[BitstreamError], list[str]]:
+    """(why the codec cannot decode the streams, the names of those that it did decode)."""
     if container.digest not in codec.coder.digests:
         own = codec.coder.digests[0]
         text = f"coded with model {container.digest:016x}, the codec is {own:016x}"
-        return [TableMismatchError(text)]
+        return [TableMismatchError(text)], []
     other = [s.name for s in container.streams if s.name not in codec.coder.models]
     if other:
-        return [TableMismatchError(f"holds {other}, the codec is for {list(codec.levels)}")]
-    decoded = codec.coder.decode_streams(container.streams)
-    return [one for one in decoded if isinstance(one, BitstreamError)]
+        return [TableMismatchError(f"holds {other}, the codec is for {list(codec.levels)}")], []
+    decoded = dict(
+        zip(
+            [stream.name for stream in container.streams],
+            codec.coder.decode_streams(container.streams),
+            strict=True,
+        )
+    )
+    misfits = [one for one in decoded.values() if isinstance(one, BitstreamError)]
+    return misfits, [k for k, one in decoded.items() if not isinstance(one, BitstreamError)]
 
 
 def _text(error: BitstreamError) -> str:
