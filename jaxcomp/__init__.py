@@ -8,10 +8,11 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_codec", "load_detector"]
+__all__ = ["__version__", "load_codec", "load_detector", "load_lidar_detector"]
 
 if TYPE_CHECKING:
     from jaxcomp.loaders import load_codec, load_detector
+    from jaxcomp.loaders_lidar import load_lidar_detector
 
 
 def __getattr__(name: str) -> Any:
@@ -20,4 +21,8 @@ def __getattr__(name: str) -> Any:
         from jaxcomp import loaders
 
         return getattr(loaders, name)
+    if name == "load_lidar_detector":
+        from jaxcomp.loaders_lidar import load_lidar_detector
+
+        return load_lidar_detector
     raise AttributeError(f"module 'jaxcomp' has no attribute {name!r}")

@@ -143,10 +143,13 @@ def make_optimiser(
       An optax transformation whose state has `hyperparams["learning_rate"]`.
     """
 
-    def chain(learning_rate: float | Array, **betas: Any) -> optax.GradientTransformation:
+    def whole(learning_rate: float | Array, *betas: Any) -> optax.GradientTransformation:
         clip = [clip_by_global_norm(training.clip_norm)] if training.clip_norm else []
-        rule = _rule(training.optimiser, training.weight_decay, momentum, **betas)
+        rule = _rule(training.optimiser, training.weight_decay, momentum, *betas)
         return optax.chain(*clip, *rule, optax.scale_by_learning_rate(learning_rate))
+
+    def chain(learning_rate: float | Array) -> optax.GradientTransformation:
+        return whole(learning_rate)
 
     rate = learning_rate(training, steps_per_epoch)
     if training.lr_schedule.name != "one_cycle":
@@ -160,7 +163,7 @@ def make_optimiser(
     b1 = cycle.rates(training.learning_rate, training.epochs * steps_per_epoch)[1]
 
     def cycling(learning_rate: float | Array, b1: Array) -> optax.GradientTransformation:
-        return chain(learning_rate, b1=b1, b2=cycle.b2)
+        return whole(learning_rate, b1, cycle.b2)
 
     return optax.inject_hyperparams(cycling, hyperparam_dtype=jnp.float32)(
         learning_rate=rate, b1=b1

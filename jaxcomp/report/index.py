@@ -64,7 +64,7 @@ def index_page(runs: Sequence[tuple[str, Record]]) -> str:
 
 def _comparison(summaries: Sequence[Record]) -> str:
     """Rate, error and accuracy by level, where the runs differ in nothing but the level."""
-    summaries = [s for s in summaries if s.get("task") != "detect"]
+    summaries = [s for s in summaries if not tables.is_detector(s)]
     pairs = [(s.get("level"), s) for s in summaries]
     if len({x for x, _ in pairs}) < 2 or len({s.get("rate_weight") for s in summaries}) > 1:
         return ""

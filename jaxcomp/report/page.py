@@ -178,7 +178,7 @@ def _features(arrays: Mapping[str, np.ndarray]) -> str:
 def _scenes(arrays: Mapping[str, np.ndarray], summary: Record) -> str:
     if "image" not in arrays:
         return ""
-    codec, classes = summary.get("task") != "detect", tables.class_names(summary)
+    codec, classes = not tables.is_detector(summary), tables.class_names(summary)
     frames = range(len(arrays["image"]))
     panels = "".join(pictures.detection_panels(arrays, i, classes, codec) for i in frames)
     return pictures.class_key(classes) + panels
@@ -292,7 +292,7 @@ def run_page(
     Returns:
       HTML.
     """
-    if "map50" in summary or "bytes_per_frame" in summary:
+    if tables.is_finished(summary):
         top = f"<p>{escape(tables.lead(summary))}</p>\n{_headline(summary)}"
     else:
         top = '<p class="alert">This run is not finished: there are no measurements yet.</p>'

@@ -19,7 +19,7 @@ SHOWN_SCORE = 0.3  # weaker detections would cover the picture; the accuracy cou
 NATURAL = 800  # wider camera pictures (pixels) stand below each other, not side by side
 LARGE = 200_000  # pixels from which a camera picture is stored as JPEG
 
-# Boxes [D, 4], labels [D] and scores [D] (None for ground truth) of one frame.
+# Boxes [D, 4] or outlines [D, 4, 2], labels [D] and scores [D] (None for ground truth) of a frame.
 Found = tuple[np.ndarray, np.ndarray, np.ndarray | None]
 
 # Stops of two colour scales: one that grows in lightness, and one with a neutral middle.
@@ -121,6 +121,17 @@ def colour_key() -> str:
     return f'<p class="key">{"".join(keys)}</p>'
 
 
+def _shape(box: np.ndarray) -> tuple[tuple[str, str], float, float]:
+    """((SVG element, its attributes), left, top) of a box [4] or an outline [4, 2]."""
+    if box.ndim == 2:
+        points = " ".join(f"{x:.1f},{y:.1f}" for x, y in box.tolist())
+        left, top = box.min(0).tolist()
+        return ("polygon", f'points="{points}"'), left, top
+    x1, y1, x2, y2 = (float(v) for v in box)
+    place = f'x="{x1:.1f}" y="{y1:.1f}" width="{max(x2 - x1, 0):.1f}" '
+    return ("rect", f'{place}height="{max(y2 - y1, 0):.1f}"'), x1, y1
+
+
 def _boxes(
     boxes: np.ndarray,
     labels: np.ndarray,
@@ -134,17 +145,15 @@ def _boxes(
     """
     parts = []
     for i, (box, label) in enumerate(zip(boxes, labels, strict=True)):
-        x1, y1, x2, y2 = (float(v) for v in box)
+        shape, x1, y1 = _shape(box)
         index = int(label) - 1
         name = classes[index] if 0 <= index < len(classes) else f"class {int(label)}"
         words = name if scores is None else f"{name} {float(scores[i]):.2f}"
         colour = f"c{index % 6}"
         # The label stands above its box, or inside it at the upper edge of the picture.
         text_y = y1 - 0.25 * unit if y1 > 1.2 * unit else y1 + unit
-        parts.append(
-            f'<rect class="box {colour}" x="{x1:.1f}" y="{y1:.1f}" width="{max(x2 - x1, 0):.1f}" '
-            f'height="{max(y2 - y1, 0):.1f}"><title>{escape(words)}</title></rect>'
-        )
+        tag, place = shape
+        parts.append(f'<{tag} class="box {colour}" {place}><title>{escape(words)}</title></{tag}>')
         if scores is not None:
             parts.append(
                 f'<text class="tag {colour}" x="{x1:.1f}" y="{text_y:.1f}" '
@@ -167,11 +176,12 @@ def class_key(classes: Sequence[str]) -> str:
 
 def _select(arrays: Mapping[str, np.ndarray], prefix: str, i: int) -> Found | None:
     """(boxes, labels, scores or None) that are shown of frame `i`; None where there are none."""
-    names = [f"{prefix}_{name}" for name in ("boxes", "labels", "valid")]
+    kind = "outlines" if f"{prefix}_outlines" in arrays else "boxes"
+    names = [f"{prefix}_{name}" for name in (kind, "labels", "valid")]
     if any(name not in arrays for name in names):
         return None
     boxes, labels, valid = (np.asarray(arrays[name][i]) for name in names)
-    keep = valid.astype(bool) & np.isfinite(boxes).all(-1)
+    keep = valid.astype(bool) & np.isfinite(boxes).reshape(len(boxes), -1).all(-1)
     scores = arrays.get(f"{prefix}_scores")
     if scores is None:
         return boxes[keep], labels[keep], None

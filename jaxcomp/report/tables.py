@@ -40,9 +40,24 @@ def significant(value: Any) -> str:
     return f"{value:,.{digits}f}"
 
 
+DETECTORS = {"detect": "Detector", "pointpillars": "Lidar detector"}
+LIDAR_AP = "map_3d_moderate_r40"
+KITTI_MEASURES = {"2d": "KITTI AP", "bev": "KITTI BEV AP", "3d": "KITTI 3-D AP", "aos": "KITTI AOS"}
+
+
+def is_detector(summary: Summary) -> bool:
+    """Whether the run trained a detector, not a codec."""
+    return summary.get("task") in DETECTORS
+
+
+def is_finished(summary: Summary) -> bool:
+    """Whether the run has been measured."""
+    return any(name in summary for name in ("map50", "bytes_per_frame", "kitti"))
+
+
 def _setting(summary: Summary, name: str) -> Any:
     """`level` or `rate_weight` of a codec: every config has them, a detector uses neither."""
-    return None if summary.get("task") == "detect" else summary.get(name)
+    return None if is_detector(summary) else summary.get(name)
 
 
 def _levels(summary: Summary) -> Mapping[str, Mapping[str, Any]]:
@@ -71,7 +86,9 @@ def shape_text(summary: Summary) -> str:
 def class_names(summary: Summary) -> list[str]:
     """The detector's classes in the order of their labels, as the accuracy names them."""
     accuracy = summary.get("accuracy")
-    names = accuracy if isinstance(accuracy, Mapping) else {}
+    if not isinstance(accuracy, Mapping):
+        return [str(name) for name in summary.get("classes") or ()]
+    names = accuracy
     return [name.removeprefix("ap50_") for name in names if name.startswith("ap50_")]
 
 
@@ -86,6 +103,7 @@ def _coco(summary: Summary, which: str) -> Any:
 
 # The rows that a page shows large.
 LARGE = ("Bytes per frame", "Ratio to raw", "Bits per value", "Relative MSE", "mAP@0.5", "COCO AP")
+LARGE += ("KITTI 3-D AP", "KITTI BEV AP")
 
 
 def _is_codec(summary: Summary) -> bool:
@@ -244,7 +262,28 @@ def level_rows(s: Summary) -> list[tuple[str, str, str]]:
     ]
 
 
+def _lidar_rows(s: Summary) -> list[tuple[str, str, str]]:
+    note = "per cent, mean over classes, moderate, 40 recalls"
+    rows = [
+        (KITTI_MEASURES[measure], number(s.get(f"map_{measure}_moderate_r40"), ".2f"), note)
+        for measure in ("3d", "bev")
+    ]
+    lost = s.get("voxelised", {}).get("train", {})
+    return [
+        *rows,
+        ("Weights", number(s.get("weights_bytes"), ",.0f", " bytes"), "the exported file"),
+        (
+            "Overflow",
+            number(lost.get("dropped_pillars"), ",.0f", " pillars"),
+            f"without room in training, in {number(lost.get('overflowing_sweeps'))} of "
+            f"{number(lost.get('sweeps'))} sweeps",
+        ),
+    ]
+
+
 def _detector_rows(s: Summary) -> list[tuple[str, str, str]]:
+    if s.get("task") == "pointpillars":
+        return _lidar_rows(s)
     accuracy = s.get("accuracy")
     f1 = next((v for k, v in (accuracy or {}).items() if k.startswith("f1")), None)
     return [
@@ -256,22 +295,31 @@ def _detector_rows(s: Summary) -> list[tuple[str, str, str]]:
 
 
 def kitti_rows(s: Summary) -> list[tuple[str, str, str]]:
-    """KITTI's own 2-D average precision by variant and class: easy, moderate, hard."""
-    rows, levels = [], ("easy", "moderate", "hard")
-    for variant, result in (s.get("kitti") or {}).items():
-        for name, metrics in result["scores"].items():
-            values = (metrics.get("2d") or {}).get("r40") or {}
-            if all(values.get(d) is None for d in levels):
-                continue  # no object of the class
-            text = " / ".join(number(values.get(d), ".2f") for d in levels)
-            note = f"per cent, 40 recalls; easy / moderate / hard, {variant}"
-            counts = result["objects"].get(name)
-            if counts:
-                note += f"; {' / '.join(str(counts[d]) for d in levels)} objects"
-                if min(counts[d] for d in levels) < FEW_OBJECTS:
-                    note += ", too few to reach 100"
-            rows.append((f"KITTI AP {name}", text, note))
-    return rows
+    """KITTI's own average precision by variant, class and measure: easy, moderate, hard."""
+    return [
+        row
+        for variant, result in (s.get("kitti") or {}).items()
+        for name, metrics in result["scores"].items()
+        for measure in KITTI_MEASURES
+        if measure in metrics
+        for row in _kitti_row(variant, result, name, measure)
+    ]
+
+
+def _kitti_row(variant: str, result: Summary, name: str, measure: str) -> list[tuple[str, ...]]:
+    """One row, or none where there is no object of the class."""
+    levels = ("easy", "moderate", "hard")
+    values = (result["scores"][name][measure] or {}).get("r40") or {}
+    if all(values.get(d) is None for d in levels):
+        return []
+    text = " / ".join(number(values.get(d), ".2f") for d in levels)
+    note = f"per cent, 40 recalls; easy / moderate / hard, {variant}"
+    counts = result["objects"].get(name)
+    if counts:
+        note += f"; {' / '.join(str(counts[d]) for d in levels)} objects"
+        if min(counts[d] for d in levels) < FEW_OBJECTS:
+            note += ", too few to reach 100"
+    return [(f"{KITTI_MEASURES[measure]} {name}", text, note)]
 
 
 def run_rows(summary: Summary) -> list[tuple[str, str, str]]:
@@ -309,7 +357,7 @@ def page_title(summary: Summary) -> str:
         more = f", rate weight {number(weight, 'g')}" if weight is not None else ""
         what = "levels" if _levels(summary) else "level"
         return f"Feature codec for {what} {level_name(summary)}{more}"
-    name = {"detect": "Detector"}.get(str(summary.get("task")), str(summary.get("task", "Run")))
+    name = DETECTORS.get(str(summary.get("task")), str(summary.get("task", "Run")))
     return f"{name}, {summary['profile']} profile" if summary.get("profile") else name
 
 
@@ -335,6 +383,12 @@ def lead(summary: Summary) -> str:
             f"{number(summary.get('map50'), '.4f')} ({percent(summary.get('map50_kept'))} kept) "
             f"with {replaced}"
         )
+    elif LIDAR_AP in summary or summary.get("task") == "pointpillars":
+        text = (
+            f"The lidar detector was measured on {frames} held-out sweeps ({data}): mean 3-D "
+            f"average precision {number(summary.get(LIDAR_AP), '.2f')} per cent (moderate, 40 "
+            "recalls, KITTI's overlaps)."
+        )
     else:
         text = (
             f"The detector was measured on {frames} held-out frames ({data}): "
@@ -344,7 +398,7 @@ def lead(summary: Summary) -> str:
         text += " The state measured was chosen by its loss on the same held-out frames."
     if "synthetic" in str(data):
         text += (
-            " Synthetic scenes are generated pictures: the numbers compare codecs and settings, "
+            " Synthetic scenes are generated: the numbers compare codecs and settings, "
             "they do not say how well any of this works on real roads."
         )
     return text
