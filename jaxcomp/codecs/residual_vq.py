@@ -199,7 +199,7 @@ def straight_through(x: Array, total: Array) -> Array:
 def trainable_rows(
     count: int, size: int, codebook: Array | int, low: Array | int, high: Array | int
 ) -> Array:
-    """bool [K, N]: the rows low .. high - 1 of one codebook, which alone may move."""
+    """Which rows may move, bool [K, N]: low .. high - 1 of one codebook alone."""
     own = jnp.arange(count)[:, None] == codebook
     row = jnp.arange(size)[None]
     return own & (row >= low) & (row < high)
@@ -383,8 +383,8 @@ def revive(
     weight = jnp.where(mask.astype(bool) & (error > 0), jnp.log(error + 1e-30), -jnp.inf)
     most = min(len(rows), len(residuals))
     score, place = lax.top_k(weight + jax.random.gumbel(rng, weight.shape), most)
-    place = jnp.resize(place, len(rows))
-    dead = dead & jnp.isfinite(jnp.resize(score, len(rows)))
+    place = jnp.resize(place, (len(rows),))
+    dead = dead & jnp.isfinite(jnp.resize(score, (len(rows),)))
     fresh, start = residuals[place], jnp.full(len(rows), 1.0, rows.dtype) * mean
     return books._replace(
         rows=_put(books.rows, codebook, fresh, dead),
