@@ -27,6 +27,10 @@ class NonFiniteError(JaxcompError):
     """A loss, gradient or feature became NaN or infinite; the message names the tensor."""
 
 
+class ProbabilityError(JaxcompError, ValueError):
+    """Numbers given as probabilities cannot be made into a table of the entropy coder."""
+
+
 class BitstreamError(JaxcompError):
     """Base of everything that can be wrong with a coded stream."""
 

@@ -1,5 +1,6 @@
 """Integer tables: optimal rounding, invariants, serialisation."""
 
+import copy
 import dataclasses
 import itertools
 import pickle
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from jaxcomp import errors
-from jaxcomp.codecs import rans
+from jaxcomp.codecs import rans, rans_jax
 from jaxcomp.codecs.factorised import FactorisedCodec, refresh_quantiles
 from jaxcomp.codecs.tables import CdfTables, build_tables, quantise_pmf, tables_from_pmfs
 
@@ -56,10 +57,55 @@ def test_tables_of_categories_need_only_their_weights():
     assert width[4] == 1
 
 
-@pytest.mark.parametrize("rows", [[], [[]], [[0.5, np.nan]], [[0.5, -0.1]], [[0.0, 0.0]]])
+@pytest.mark.parametrize(
+    "rows",
+    [
+        *([], [[]], [[0.5, np.nan]], [[0.5, -0.1]], [[0.0, 0.0]], [[1e308, 1e308]], [[np.inf]]),
+        *([0.5, 0.5], [[[0.5, 0.5]]], [["a"]], [[0.5], None]),
+    ],
+)
 def test_impossible_probabilities_are_refused(rows):
-    with pytest.raises(ValueError, match=r"probabilit"):
+    with pytest.raises(errors.ProbabilityError, match=r"probabilit"):
         tables_from_pmfs(rows)
+
+
+@pytest.mark.parametrize(
+    "more",
+    [
+        *({"offset": 0.5}, {"offset": 2**31}, {"offset": [1, 2, 3]}, {"offset": "a"}),
+        *({"median": np.nan}, {"median": [[0.0]]}, {"median": 1e39}),
+        *({"escape": -1}, {"escape": np.nan}, {"escape": [1, 1, 1]}),
+        *({"precision": 0}, {"precision": 17}, {"precision": 1.5}),
+    ],
+)
+def test_impossible_numbers_beside_probabilities_are_refused(more):
+    tables_from_pmfs([[1, 2], [3]], offset=[1.0, -2.0], median=0.5, escape=[0, 1], precision=16)
+    with pytest.raises(errors.ProbabilityError):
+        tables_from_pmfs([[1, 2], [3]], **more)
+
+
+def test_tables_cannot_be_written_to_and_leave_their_makers_arrays_alone(built):
+    tables = built[2]
+    length, cdf = np.asarray([1], np.int32), np.asarray([[0, 3, 4]], np.uint32)
+    own = CdfTables(2, np.zeros(1, np.float32), np.zeros(1, np.int32), length, cdf)
+    read = CdfTables.from_bytes(tables.to_bytes())
+    for one in (tables, own, read, pickle.loads(pickle.dumps(own)), copy.deepcopy(own)):
+        for name in ("median", "offset", "length", "cdf"):
+            with pytest.raises(ValueError, match="read-only"):
+                getattr(one, name)[0] = 1
+    length[0] = cdf[0, 1] = 2  # as before, and without consequence
+    assert own.cdf[0, 1] == 3 and own.length[0] == 1
+
+
+def test_tables_go_to_a_device_once(built):
+    tables = CdfTables.from_bytes(built[2].to_bytes())
+    symbols = np.zeros((5, 6), np.int32)
+    payload, lanes = rans.encode(symbols, tables, backend="jax")
+    first = rans_jax.lane_tables(tables)
+    with jax.transfer_guard_host_to_device("disallow_explicit"):
+        assert rans_jax.lane_tables(tables) is first
+    rans.decode(payload, 30, tables, lanes, backend="jax")
+    assert rans_jax.lane_tables(tables) is first
 
 
 @pytest.mark.parametrize("pmf", [[1.0, 0.0], [0.0, 1.0, 0.0], np.ones(32), [1e-30] * 7])

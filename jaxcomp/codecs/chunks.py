@@ -24,8 +24,8 @@ from jaxcomp.errors import (
 
 MAGIC, VERSION = b"JXC", 1
 KINDS = {"factorised": 0}
-# Of all streams of a file together, checked before anything is allocated: decoding the symbols of a
-# hostile file costs 130 MB at most, in JAX 400 MB. A 2160x3840 frame has a hundredth in its largest level.
+# Of all streams of a file together, checked before anything is allocated: decoding a hostile file
+# costs 130 MB at most, in JAX 400 MB. A 2160x3840 frame has a hundredth in its largest level.
 MAX_SYMBOLS = 1 << 24
 MAX_META = 1 << 20  # bytes of JSON text, which take many times the memory once parsed
 MAX_STREAMS = 15

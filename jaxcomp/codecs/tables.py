@@ -11,15 +11,29 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-import heapq
-import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from jaxcomp.errors import CorruptStreamError, TruncatedStreamError, VersionError
+from jaxcomp.codecs.frequencies import per_channel, quantise_pmf, weights
+from jaxcomp.errors import (
+    CorruptStreamError,
+    ProbabilityError,
+    TruncatedStreamError,
+    VersionError,
+)
+
+__all__ = [
+    "CdfTables",
+    "TableSet",
+    "build_tables",
+    "derived",
+    "quantise_pmf",
+    "table_set",
+    "tables_from_pmfs",
+]
 
 if TYPE_CHECKING:
     from jaxcomp.codecs.factorised import FactorisedCodec
@@ -35,6 +49,7 @@ MAX_ENTRIES, MAX_CHANNELS = 1 << 23, 1 << 14
 _HEADER = struct.Struct("<3sBBII")  # magic, version, precision, channels, columns
 
 
+_ARRAYS = ("median", "offset", "length", "cdf")
 _T = TypeVar("_T")
 _SET_MAGIC = b"JXS"
 
@@ -56,6 +71,8 @@ def derived(function: Callable[[CdfTables], _T]) -> Callable[[CdfTables], _T]:
 class CdfTables:
     """Cumulative frequencies of every channel.
 
+    The arrays are copied and cannot be written to: coders keep what they derive from them.
+
     Attributes:
       precision: the frequencies of a channel sum to 2^precision; 1 to 16.
       median: [M] float32, the centre of each channel's rounding grid.
@@ -73,7 +90,14 @@ class CdfTables:
     cdf: np.ndarray
 
     def __post_init__(self):
+        for name in _ARRAYS:
+            object.__setattr__(self, name, _fixed(getattr(self, name), copy=True))
         _check(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        for name, value in state.items():
+            kept = _fixed(value, copy=False) if name in _ARRAYS else value
+            object.__setattr__(self, name, kept)
 
     def __getstate__(self) -> dict[str, Any]:
         # Copies and pickles leave out what coders derived, arrays on devices among it.
@@ -214,7 +238,9 @@ def build_tables(
     pmf = np.asarray(jax.jit(entropy.probability)(density, grid.astype(np.float32)), np.float64).T
     rows = [pmf[m, :n] for m, n in enumerate(length)]
     if len(rows) != codec.n_channels:
-        raise ValueError(f"the variables have {len(rows)} channels, the codec {codec.n_channels}")
+        raise ProbabilityError(
+            f"the variables have {len(rows)} channels, the codec {codec.n_channels}"
+        )
     escape = [max(0.0, 1.0 - row.sum()) for row in rows]
     return tables_from_pmfs(rows, offset=low, median=median, escape=escape, precision=precision)
 
@@ -241,81 +267,31 @@ def tables_from_pmfs(
       precision: bits of the frequencies.
 
     Raises:
-      ValueError: a vector is empty, not finite, negative, all zero, or too long for the precision.
+      ProbabilityError: a vector is empty, of another rank, not finite, negative, all zero, or too
+        long for the precision; an offset is no integer of 32 bits, a median is not finite; or
+        there are more or fewer of them than vectors. It is a `ValueError`, too.
     """
     count = len(pmfs)
-    escape = np.broadcast_to(np.asarray(escape, np.float64), count)
-    rows = [np.append(np.asarray(p, np.float64), e) for p, e in zip(pmfs, escape, strict=True)]
+    if not count:
+        raise ProbabilityError("every table needs the probabilities of at least one channel")
+    if precision not in range(1, MAX_PRECISION + 1):
+        raise ProbabilityError(f"precision={precision!r} is not one of 1 to {MAX_PRECISION} bits")
+    outside = per_channel("escape", escape, count, np.float64)
+    rows = [np.append(weights(p, m), outside[m]) for m, p in enumerate(pmfs)]
     length = np.asarray([len(row) - 1 for row in rows], np.int32)
-    if not count or length.min() < 1:
-        raise ValueError("every channel needs at least one probability")
     cdf = np.full((count, int(length.max()) + 2), 1 << precision, np.uint32)
     cdf[:, 0] = 0
     for m, row in enumerate(rows):
         cdf[m, 1 : len(row) + 1] = np.cumsum(quantise_pmf(row, precision))
-    offsets = np.broadcast_to(np.asarray(offset, np.int32), count).copy()
-    medians = np.broadcast_to(np.asarray(median, np.float32), count).copy()
+    offsets = per_channel("offset", offset, count, np.int32)
+    medians = per_channel("median", median, count, np.float32)
     return CdfTables(precision, medians, offsets, length, cdf)
 
 
-def quantise_pmf(pmf: np.ndarray, precision: int) -> np.ndarray:
-    """Integer frequencies f >= 1 with sum 2^precision that minimise -sum p log2 f.
-
-    The cost is separable and convex, so single steps lead to its minimum: units are given where
-    they save most, taken where they cost least, and finally exchanged while that helps.
-
-    Args:
-      pmf: [n] non-negative, not all zero, n <= 2^precision.
-      precision: bits.
-
-    Returns:
-      [n] int64.
-    """
-    total = 1 << precision
-    if len(pmf) > total:
-        raise ValueError(f"{len(pmf)} symbols need more than {precision} bits of precision")
-    p = np.asarray(pmf, np.float64)
-    if not np.isfinite(p).all() or (p < 0).any() or not p.sum() > 0:
-        raise ValueError("probabilities must be finite, not negative and not all zero")
-    p = np.maximum(p, 1e-12)  # what never occurs still has a length to shorten
-    p = p / p.sum()
-    f = np.maximum(np.floor(p * total), 1).astype(np.int64)
-    gain = [(-_saving(p[i], f[i]), i) for i in range(len(p))]  # best unit to add first
-    loss = [(_saving(p[i], f[i] - 1), i) for i in range(len(p)) if f[i] > 1]  # cheapest to take
-    heapq.heapify(gain)
-    heapq.heapify(loss)
-    left = total - int(f.sum())
-    while True:
-        add, take = _peek(gain, f, p, 0), _peek(loss, f, p, -1)
-        assert add is not None  # a unit can always be added somewhere
-        if left == 0 and (take is None or -add[0] <= take[0] + 1e-15):
-            return f
-        if left < 0:
-            assert take is not None  # len(pmf) <= total, so some frequency is above one
-            i, step = take[1], -1
-        else:
-            i, step = add[1], 1
-        f[i] += step
-        left -= step
-        heapq.heappush(gain, (-_saving(p[i], f[i]), i))
-        if f[i] > 1:
-            heapq.heappush(loss, (_saving(p[i], f[i] - 1), i))
-
-
-def _saving(p: float, f: int) -> float:
-    """What the step from frequency f to f + 1 saves, in nats."""
-    return float(p) * math.log1p(1 / f) if f > 0 else math.inf
-
-
-def _peek(heap: list, f: np.ndarray, p: np.ndarray, shift: int) -> tuple[float, int] | None:
-    """The heap's best entry that still describes the current frequencies."""
-    while heap:
-        value, i = heap[0]
-        current = f[i] + shift
-        if current > 0 and abs(value) == _saving(p[i], current):
-            return heap[0]
-        heapq.heappop(heap)
-    return None
+def _fixed(array: Any, copy: bool) -> np.ndarray:
+    out = np.array(array, copy=copy or None)
+    out.setflags(write=False)
+    return out
 
 
 def _check(tables: CdfTables) -> None:
