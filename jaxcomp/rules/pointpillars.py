@@ -56,7 +56,9 @@ POINTPILLARS = Workload(
     ranges={
         **{f"model.{name}": (int, 1, math.inf, True) for name in _COUNTS},
         "model.block_convs": (int, 0, math.inf, True),
-        "model.cell": (float, 0, math.inf, False),
+        "model.low": (float, -1e4, 1e4, True),
+        "model.high": (float, -1e4, 1e4, True),
+        "model.cell": (float, 0, 1e4, False),
         "model.positive_iou": (float, 0, 1, True),
         "model.negative_iou": (float, 0, 1, True),
         "model.score_threshold": (float, 0, 1, True),
