@@ -12,6 +12,7 @@ from jax import lax
 
 from jaxcomp.models.layers import convolve
 from jaxcomp.ops.deformable import TAPS, deform_conv
+from jaxcomp.ops.grouped import depthwise_conv, grouped_conv
 from jaxcomp.types import Array
 
 EPSILON, MOMENTUM = 1e-5, 0.9  # of the batch normalisation; PyTorch's momentum of 0.1
@@ -42,9 +43,12 @@ def bias_init(fan_in: int) -> nn.initializers.Initializer:
 
 def same_conv(x: Array, kernel: Array, stride: int = 1, groups: int = 1) -> Array:
     """Convolution with (K - 1) // 2 zeros on every side."""
+    if groups == x.shape[-1] == kernel.shape[-1]:
+        return depthwise_conv(x, kernel, stride)
+    if groups > 1:
+        return grouped_conv(x, kernel, groups, stride)
     pad = (kernel.shape[0] - 1) // 2
-    padding = ((pad, pad), (pad, pad))
-    return convolve(x, kernel, (stride, stride), padding, feature_group_count=groups)
+    return convolve(x, kernel, (stride, stride), ((pad, pad), (pad, pad)))
 
 
 class Conv(nn.Module):
