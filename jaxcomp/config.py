@@ -177,7 +177,8 @@ def codec_config(profile: str, **extra: Any) -> ConfigDict:
     kitti = profile == "kitti"
     added: dict[str, Any] = {
         "model": {"straight_through": False},
-        "data": {"cache_features": not kitti},
+        # feature_store: a folder that keeps the features of the frozen detector for later runs
+        "data": {"cache_features": not kitti, "feature_store": ""},
         "evaluation": {"pictures": 4},
         "training": {"feature_weight": 1.0, "task_weight": 0.0, "task_regions": 16},
     }

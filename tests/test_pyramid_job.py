@@ -175,7 +175,11 @@ def test_a_run_leaves_a_codec_of_all_levels(kind, tmp_path, monkeypatch):
         "--config.model.n_channels=8", "--config.model.stages=1", "--config.log.progress=False",
         "--config.training.batch_size=2",
     ]  # fmt: skip
+    if kind == "random":  # with the features on disk and the tail as judge
+        argv += [f"--config.data.feature_store={tmp_path / 'features'}"]
+        argv += ["--config.training.task_weight=1", "--config.training.task_regions=2"]
     assert main_module.main(argv) == 0
+    assert (kind == "random") == bool(list(tmp_path.glob("features/*/store.json")))
     summary = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert summary["treatment"] == kind and tuple(summary["levels"]) == LEVELS
     files = sorted((tmp_path / "run" / "streams").glob("*.jxc"))

@@ -18,6 +18,7 @@ from jaxcomp import checkpoint, data, documents
 from jaxcomp.codecs import bitstream, factorised
 from jaxcomp.codecs.tables import build_tables
 from jaxcomp.config import split_argv
+from jaxcomp.data.feature_store import check_space, open_store, store_bytes, write_store
 from jaxcomp.data.pipeline import array_splits
 from jaxcomp.errors import CheckpointError, NonFiniteError
 from jaxcomp.evaluate.detection import image_sizes
@@ -193,6 +194,8 @@ def cached_pyramids(
 
     With a tail, the levels' regions stand beside them as "regions_LEVEL".
     """
+    if config.data.feature_store:
+        return stored_pyramids(config, detector, levels, images, tail)
     training, held_out = (
         _stacked(list(pyramids(config, detector, levels, batches, tail)))
         for batches in (images.train_once(), images.validation())
@@ -204,6 +207,55 @@ def cached_pyramids(
         sum(x.nbytes for x in (*training.values(), *held_out.values())) / 1e6,
     )
     return training, held_out
+
+
+def stored_pyramids(
+    config: Any,
+    detector: Detector,
+    levels: Sequence[str],
+    images: DataSplits,
+    tail: TailDistortion | None,
+) -> tuple[Any, Any]:
+    """`cached_pyramids` that stay on disk, in half precision, for all runs of a sweep.
+
+    All levels and their regions are stored, whatever this run needs of them. The size is told, and
+    compared with the free space, before the head runs.
+    """
+    folder = Path(config.data.feature_store)
+    regions = config.training.task_regions
+    judge = TailDistortion(detector.model, weight=1.0, regions=regions)
+    origin = {
+        "detector": detector.digest,
+        "data": images.fingerprint,
+        "sizes": [config.data.train_size, config.data.val_size],
+        "input": {name: config.data[name] for name in INPUT},
+        "data_name": [config.data.name, config.data.seed],
+        "regions": regions,
+    }
+    found = open_store(folder, origin)
+    if found is None:
+        first = next(pyramids(config, detector, LEVELS, images.validation(), judge))
+        shapes = {key: x.shape[1:] for key, x in first.items()}
+        frames = images.steps_per_epoch * config.training.batch_size + config.data.val_size
+        needed = store_bytes(frames, shapes)
+        check_space(folder, needed)
+        LOG.info("Features of about %d frames take %.2f GB in %s.", frames, needed / 1e9, folder)
+        batches = {"train": images.train_once(), "validation": images.validation()}
+        found = write_store(
+            folder,
+            origin,
+            {s: pyramids(config, detector, LEVELS, b, judge) for s, b in batches.items()},
+        )
+    wanted = {*levels, *(REGIONS + level for level in levels if tail)}
+    training, held_out = ({k: x for k, x in part.items() if k in wanted} for part in found)
+    LOG.info(
+        "Features of %d + %d frames are read from %s.", *map(_frames, (training, held_out)), folder
+    )
+    return training, held_out
+
+
+def _frames(arrays: Mapping[str, Any]) -> int:
+    return len(next(iter(arrays.values())))
 
 
 def _stacked(parts: list[dict[str, np.ndarray]]) -> dict[str, np.ndarray]:

@@ -9,6 +9,7 @@ Every shape is static: proposals and detections are padded and carry a validity 
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import flax.linen as nn
 import jax
@@ -130,7 +131,8 @@ class BoxHead(nn.Module):
         x = pooled
         for i in range(cfg.box_convs):
             x = nn.relu(ConvNorm(cfg.box_conv_features, 3, 1, cfg.dtype, name=f"conv{i}")(x, train))
-        x = nn.relu(nn.Dense(cfg.box_fc, dtype=cfg.dtype, name="hidden")(x.reshape(x.shape[0], -1)))
+        flat = x.reshape(x.shape[0], math.prod(x.shape[1:]))  # -1 would not do for N = 0
+        x = nn.relu(nn.Dense(cfg.box_fc, dtype=cfg.dtype, name="hidden")(flat))
         logits = nn.Dense(
             cfg.num_classes,
             dtype=cfg.dtype,

@@ -167,7 +167,7 @@ class FeatureCodecTask:
         if tail is None:
             return None
         regions = {key: x for key, x in batch.items() if key.startswith(REGIONS)}
-        if not regions and tail.head is not None:
+        if "image" in batch and tail.head is not None:
             pyramid = jax.lax.stop_gradient(tail.head(frozen, batch))
             regions = jax.lax.stop_gradient(tail.propose(frozen, pyramid, image_sizes(batch)))
 

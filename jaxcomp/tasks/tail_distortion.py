@@ -44,7 +44,7 @@ class TailDistortion:
       weight: of the tail's distortion in the loss.
       feature_weight: of the squared error of the features beside it.
       regions: pooled regions per level and frame.
-      head: `head(frozen, batch) -> pyramid`, used when a batch has no regions.
+      head: `head(frozen, batch) -> pyramid`, used when a batch holds images.
     """
 
     model: FasterRCNN
