@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     spec, overrides, rest = config_lib.split_argv(argv)
     args = parser().parse_args(rest)
-    if (spec or overrides) and args.command != "inspect":
-        raise ConfigError(f"{args.command} takes no --config; only inspect does")
+    if (spec or overrides) and args.command not in ("inspect", "evaluate"):
+        raise ConfigError(f"{args.command} takes no --config; only inspect and evaluate do")
     args.config, args.overrides = spec, overrides
     return args.run(args) or 0

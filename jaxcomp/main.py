@@ -8,6 +8,7 @@ import signal
 import sys
 import time
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from jaxcomp import config as config_lib
@@ -20,7 +21,8 @@ Trains one workload, evaluates it with real bytes, and writes a report.
   --config.KEY=VALUE       changes one value, as in --config.training.rate_weight=5e-4
                            (a larger rate weight gives fewer bits)
   --workdir=DIR            this run directory, not a new one below checkpoints/
-  --mode=train|eval        eval: measure the trained state of --workdir again
+  --mode=train|eval        eval: measure the trained state of --workdir again; of a folder of runs,
+                           every codec in it beside the anchors (`python -m jaxcomp evaluate`)
   --debug                  show the whole trace of an error
 
 Run the same command again after a crash or a kill: the run continues where it was.
@@ -53,6 +55,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         spec, overrides, args = parse(argv)
+        if not args.help and args.mode == "eval" and _compare(args.workdir, spec, overrides):
+            return 0
         if args.help or spec is None:
             print(HELP, end="", file=sys.stdout if args.help else sys.stderr)
             return 0 if args.help else 2
@@ -69,6 +73,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("error: interrupted; run the same command again to go on.", file=sys.stderr)
         return 128 + signal.SIGINT
     return 0
+
+
+def _compare(workdir: str, spec: str | None, overrides: Sequence[str]) -> bool:
+    """Compares the codecs of a folder of runs; False if it is something else."""
+    from jaxcomp.jobs import comparing
+
+    if not workdir or not comparing.holds_codecs(Path(workdir)):
+        return False
+    comparing.run_folder(Path(workdir), config=spec, overrides=overrides)
+    return True
 
 
 def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: float) -> Any:

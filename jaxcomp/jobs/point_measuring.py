@@ -21,11 +21,11 @@ import numpy as np
 from jaxcomp.evaluate.anchors import Anchor
 from jaxcomp.evaluate.detection import Frame, coco_metrics, frames_from_batch, voc_metrics
 from jaxcomp.jobs import point_coding
+from jaxcomp.jobs.kitti_scores import KittiScores
 from jaxcomp.jobs.point_coding import Coded
 from jaxcomp.jobs.point_frames import HeldOut, Pyramid, timed
 from jaxcomp.jobs.point_store import pack_frames, pack_truth
 from jaxcomp.jobs.point_systems import CodecPoint
-from jaxcomp.jobs.kitti_scores import KittiScores
 from jaxcomp.models.fpn import LEVELS
 
 PICTURES = 2  # frames whose pixels are kept for the page

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcomp.errors import CheckpointError, JaxcompError
-from jaxcomp.report import tables
+from jaxcomp.report import comparison, tables
 from jaxcomp.report.index import build_index
 from jaxcomp.report.page import build_page
 from jaxcomp.report.reading import read_summary
@@ -49,13 +49,20 @@ def run(paths: Sequence[Path], *, markdown: bool = False, out: Path | None = Non
     """Rebuilds pages and prints the table of several runs.
 
     Args:
-      paths: run directories, or folders of which the run finished last is taken.
+      paths: run directories, or folders of which the run finished last is taken; of folders that
+        `python -m jaxcomp evaluate` made, tables, figures and page are written again.
       markdown: print a Markdown table instead of a plain one.
       out: also write the table as this page.
 
     Raises:
       CheckpointError: a path holds no finished run.
     """
+    compared = [path for path in paths if (path / comparison.RESULTS).exists()]
+    for path in compared:
+        print(f"page: {comparison.rebuild(path)}")
+    paths = [path for path in paths if path not in compared]
+    if not paths:
+        return
     runs = [find_run(path) for path in paths]
     summaries = [read_summary(run) for run in runs]
     pages = [build_page(run) for run in runs]

@@ -8,14 +8,20 @@ from html import escape
 from jaxcomp.report.style import CSS
 
 
-def document(title: str, body: str) -> str:
-    """A whole page that loads nothing and runs nothing, whatever its content; `body` is HTML."""
+def document(title: str, body: str, css: str = "") -> str:
+    """A whole page that loads nothing and runs nothing, whatever its content.
+
+    Args:
+      title: in words.
+      body: HTML.
+      css: further rules.
+    """
     policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
         f'<meta http-equiv="Content-Security-Policy" content="{policy}">\n'
         '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
-        f"<title>{escape(title)}</title>\n<style>{CSS}</style>\n</head>\n<body>\n<main>\n"
+        f"<title>{escape(title)}</title>\n<style>{CSS}{css}</style>\n</head>\n<body>\n<main>\n"
         f"<h1>{escape(title)}</h1>\n{body}\n</main>\n</body>\n</html>\n"
     )
 

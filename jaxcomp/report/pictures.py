@@ -207,25 +207,69 @@ def detection_panels(
     Returns:
       Figures; the camera picture is stored once and shown in each.
     """
-    image = np.asarray(arrays["image"][i], np.uint8)
-    height, width = image.shape[:2]
     name = int(arrays["image_id"][i]) if "image_id" in arrays else i
-    unit = max(width / (90 if width > NATURAL else 38), 6.0)
     after = ("after", "detected, features decoded from bytes" if codec else "detected")
+    entries = [(words, _select(arrays, prefix, i)) for prefix, words in (*PANELS, after)]
+    shown = [(words, found) for words, found in entries if found is not None]
+    return panels(np.asarray(arrays["image"][i], np.uint8), name, f"frame{i}", shown, classes)
+
+
+def panels(
+    image: np.ndarray,
+    name: object,
+    ident: str,
+    entries: Sequence[tuple[str, Found]],
+    classes: Sequence[str],
+) -> str:
+    """One picture several times, each with other boxes.
+
+    Args:
+      image: uint8 [H, W, 3]; stored once and shown in each.
+      name: of the frame, for the captions.
+      ident: of the picture in the page, unique.
+      entries: (what the boxes are, the boxes).
+      classes: names of labels 1, 2, ...
+
+    Returns:
+      Figures in a grid.
+    """
+    height, width = image.shape[:2]
+    unit = max(width / (90 if width > NATURAL else 38), 6.0)
     figures: list[str] = []
-    source = f'<image id="frame{i}" href="{data_uri(image, photo=True)}" '
+    source = f'<image id="{ident}" href="{data_uri(image, photo=True)}" '
     source += f'width="{width}" height="{height}"/>'
-    for prefix, words in (*PANELS, after):
-        found = _select(arrays, prefix, i)
-        if found is None:
-            continue
-        picture = f'<use href="#frame{i}"/>' if figures else source
+    for words, found in entries:
+        picture = f'<use href="#{ident}"/>' if figures else source
         alt = f"frame {name}, {words}: {len(found[0])} boxes"
         figures.append(
             f'<figure><svg class="scene" viewBox="0 0 {width} {height}" role="img" '
             f'aria-label="{escape(alt, quote=True)}">{picture}'
-            f"{_boxes(*found, classes, unit)}</svg><figcaption>Frame {name}: {words}"
+            f"{_boxes(*found, classes, unit)}</svg><figcaption>Frame {name}: {escape(words)}"
             f"</figcaption></figure>"
         )
     wide = " wide" if width > NATURAL else ""
     return f'<div class="frame{wide}">{"".join(figures)}</div>'
+
+
+def overlay(image: np.ndarray, values: np.ndarray, top: float) -> np.ndarray:
+    """A picture in grey below the colours of a map, uint8 [H, W, 3].
+
+    Args:
+      image: uint8 [H, W, 3].
+      values: [h, w] from 0, stretched over the picture without smoothing.
+      top: the value of the lightest colour.
+    """
+    height, width = image.shape[:2]
+    rows, columns = (
+        np.arange(n) * m // n for n, m in zip((height, width), values.shape, strict=True)
+    )
+    colours = _colours(values[rows][:, columns], 0.0, top, _SEQUENTIAL).astype(np.float32)
+    grey = image.astype(np.float32).mean(-1, keepdims=True)
+    return np.clip(0.65 * colours + 0.35 * grey, 0, 255).astype(np.uint8)
+
+
+def heat_key(low: str, high: str) -> str:
+    """What the colours of `overlay` mean, as a line of HTML."""
+    ramp = np.repeat(np.linspace(0, 1, 64)[None], 4, 0)
+    picture = _map_picture(ramp, 0, 1, _SEQUENTIAL, f"{low} to {high}")
+    return f'<p class="key"><span>{escape(low)} {picture} {escape(high)}</span></p>'
