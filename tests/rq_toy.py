@@ -22,7 +22,8 @@ def frame(rng, point, shape=SHAPE):
     for k, n in enumerate(point):
         drift = np.cumsum(rng.random(count) < 0.2)
         noise = (rng.random(count) < 0.1) * rng.integers(0, n, count)
-        indices[k] = (drift + noise + (indices[k - 1] if k else 0)) % n
+        follows = (rng.random(count) < 0.6) & bool(k)
+        indices[k] = np.where(follows, indices[k - 1], drift + noise) % n
     return rs.Frame(occupied, indices, tuple(point))
 
 
