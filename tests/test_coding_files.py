@@ -228,6 +228,21 @@ def test_the_limit_of_symbols_is_an_option_that_its_error_names(features, weight
     assert "not a positive number" in capsys.readouterr().err
 
 
+def test_commands_keep_what_they_compile(features, weights, tmp_path):
+    """In processes of their own: the second finds the programs of the first."""
+    env = os.environ | {"PYTHONPATH": str(ROOT), "HOME": str(tmp_path / "home")}
+    env.pop("JAX_COMPILATION_CACHE_DIR", None)
+    env["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"  # the toy compiles fast
+    argv = [sys.executable, "-m", "jaxcomp", "compress", "p4.npy", "--overwrite"]
+    argv += ["--codec", str(weights / "codec2.npz"), "--out", "x.jxc"]
+    kept = []
+    for _ in range(2):
+        subprocess.run(argv, env=env, check=True, capture_output=True)
+        folder = tmp_path / "home" / ".cache" / "jaxcomp" / "xla"
+        kept.append({p.name for p in folder.rglob("*") if p.name.endswith("-cache")})
+    assert any("_analyse" in name for name in kept[0]) and kept[1] == kept[0]
+
+
 def test_a_slow_run_has_a_speed():
     tally = file_runs.Tally([file_runs.Done("", raw=5000, coded=10)], seconds=60)
     assert "8.33e-05 MB/s" in tally.summary()

@@ -6,6 +6,7 @@ import argparse
 from typing import Any
 
 from jaxcomp.commands import add_parser
+from jaxcomp.commands.compile_cache import keep_compiled
 
 BACKENDS = ("numba", "numpy", "jax")
 
@@ -117,6 +118,7 @@ def _count(text: str) -> int:
 
 def run_compress(args: argparse.Namespace) -> int:
     """Runs `compress`."""
+    keep_compiled()
     from jaxcomp import loaders
     from jaxcomp.jobs import coding_files, file_sets
 
@@ -133,6 +135,7 @@ def run_compress(args: argparse.Namespace) -> int:
 
 def run_decompress(args: argparse.Namespace) -> int:
     """Runs `decompress`."""
+    keep_compiled()
     from jaxcomp import loaders
     from jaxcomp.jobs import coding_files, file_sets
 

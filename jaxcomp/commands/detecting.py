@@ -7,6 +7,7 @@ from typing import Any
 
 from jaxcomp.commands import add_parser
 from jaxcomp.commands.coding import add_file_options, add_limit, run_jobs, weight_files
+from jaxcomp.commands.compile_cache import keep_compiled
 from jaxcomp.errors import DataError
 
 _DESCRIPTION = """\
@@ -69,6 +70,7 @@ def run_detect(args: argparse.Namespace) -> int:
         raise DataError("detect needs an image, features or streams; see detect --help")
     if any(path.lower().endswith(".jxc") for path in streams) and not args.codec:
         raise DataError("--stream needs --codec, the model that made it")
+    keep_compiled()
     from jaxcomp import loaders
     from jaxcomp.jobs import detecting_files, file_sets
 
