@@ -176,7 +176,8 @@ def codec_config(profile: str, **extra: Any) -> ConfigDict:
     """
     kitti = profile == "kitti"
     added: dict[str, Any] = {
-        "model": {"straight_through": False},
+        # initial: a codec.npz or a run whose weights the training starts from
+        "model": {"straight_through": False, "initial": ""},
         # feature_store: a folder that keeps the features of the frozen detector for later runs
         "data": {"cache_features": not kitti, "feature_store": ""},
         "evaluation": {"pictures": 4},

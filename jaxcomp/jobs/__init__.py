@@ -46,6 +46,8 @@ def check_job(config: Any) -> None:
     Raises:
       ConfigError: `config.task` or `config.data.name` is unknown.
     """
+    if config.task == "sweep":
+        raise ConfigError("a sweep is many runs: python launch/sweep.py --config=FILE")
     if config.task not in JOBS:
         raise ConfigError(f"config.task={config.task!r}; {nearest(config.task, JOBS)}")
     name = config.data.name

@@ -25,7 +25,14 @@ from jaxcomp.evaluate.detection import image_sizes
 from jaxcomp.evaluate.split import LevelCoder, evaluate_level
 from jaxcomp.jobs.job import Job, canvas_of, variables_of, write_arrays
 from jaxcomp.jobs.kitti_scores import kitti_scores
-from jaxcomp.loaders import CODEC_FILE, Detector, LevelCodec, codec_tree, load_detector
+from jaxcomp.loaders import (
+    CODEC_FILE,
+    Detector,
+    LevelCodec,
+    codec_tree,
+    load_codec,
+    load_detector,
+)
 from jaxcomp.log import LOG
 from jaxcomp.models.fpn import LEVELS
 from jaxcomp.models.transform import frames_of
@@ -74,6 +81,7 @@ def build(config: Any) -> Job:
         head=lambda variables, batch: whole(variables, batch)[level],
         frozen=frozen_part(config, detector, tail),
         tail=tail,
+        initial=initial_params(config),
     )
     decode = jax.jit(codec.apply)
     return Job(
@@ -94,6 +102,25 @@ def frozen_detector(config: Any) -> Detector:
             f"{error} (config.detector.path; `python -m jaxcomp.main --config=configs/detector.py"
             "[:kitti]` trains one, `python -m jaxcomp import-weights` brings torchvision's)"
         ) from error
+
+
+def initial_params(config: Any) -> Any:
+    """The params of the codec that a config starts from, None if there is none.
+
+    The features' statistics are those of this run, not of that codec.
+
+    Raises:
+      CheckpointError: the codec cannot be read, or is several codecs put together.
+    """
+    path = config.model.initial
+    if not path:
+        return None
+    codec = load_codec(path)
+    if len(codec.coder.models) > 1 and codec.meta.get("treatment") == "assembled":
+        raise CheckpointError(
+            f"config.model.initial={path!r} is an assembled pyramid; give the codec of one level"
+        )
+    return next(iter(codec.coder.models.values())).variables["params"]
 
 
 def pyramid_head(config: Any, detector: Detector) -> Callable[[Any, Any], Any]:

@@ -56,6 +56,7 @@ def build(config: Any) -> Job:
         head=head,
         frozen=shared.frozen_part(config, detector, tail),
         tail=tail,
+        initial=shared.initial_params(config),
     )
     return Job(
         task=task,

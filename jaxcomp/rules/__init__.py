@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from jaxcomp.rules.detect import DETECT
 from jaxcomp.rules.feature_codec import FEATURE_CODEC
 from jaxcomp.rules.pointpillars import POINTPILLARS
+from jaxcomp.rules.sweep import SWEEP
 from jaxcomp.rules.workload import Workload
 
 WORKLOADS: Mapping[str, Workload] = {
     "detect": DETECT,
     "feature_codec": FEATURE_CODEC,
     "pointpillars": POINTPILLARS,
+    "sweep": SWEEP,
 }

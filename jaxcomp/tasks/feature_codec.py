@@ -113,6 +113,7 @@ class FeatureCodecTask:
         head: Callable[[PyTree, Batch], Array] | None = None,
         frozen: PyTree = None,
         tail: TailDistortion | None = None,
+        initial: PyTree = None,
     ):
         """Describes the task.
 
@@ -123,6 +124,7 @@ class FeatureCodecTask:
           level: 0 for P2; names the level's metrics in the log.
           head: `head(frozen, batch) -> [B, H, W, C]`, used when a batch has no "features".
           frozen: the variables of `head` and of the tail; never trained nor saved.
+          initial: params to start from instead of random ones.
           tail: judges the decoded features beside their squared error; None: the error alone.
         """
         self.codec = codec
@@ -132,6 +134,7 @@ class FeatureCodecTask:
         self.head = head
         self.frozen = {} if frozen is None else frozen
         self.tail = tail
+        self.initial = initial
 
     def init(self, rng: Array, batch: Batch) -> tuple[PyTree, PyTree, PyTree]:
         """Random parameters; the level's statistics go into the stats."""
@@ -144,7 +147,22 @@ class FeatureCodecTask:
             )
         variables = jax.jit(self.codec.init)(rng, x)
         variables = self.set_statistics(variables)
-        return variables["params"], {"stats": variables["stats"]}, self.frozen
+        params = variables["params"] if self.initial is None else self._started(variables["params"])
+        return params, {"stats": variables["stats"]}, self.frozen
+
+    def _started(self, params: PyTree) -> PyTree:
+        """The initial params, if they are of this codec.
+
+        Raises:
+          ShapeError: they are not.
+        """
+        wanted, given = (jax.tree.map(jnp.shape, tree) for tree in (params, self.initial))
+        if wanted != given:
+            raise ShapeError(
+                "config.model.initial holds a codec of other sizes; give one of the same "
+                "in_channels, n_hidden, n_channels and stages"
+            )
+        return jax.tree.map(jnp.asarray, self.initial)
 
     def set_statistics(self, variables: Mapping[str, Any]) -> dict[str, Any]:
         """New variables with the statistics of the features."""

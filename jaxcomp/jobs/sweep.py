@@ -1,0 +1,286 @@
+"""A sweep: many runs of the main command, one directory each, that end as curves.
+
+    ROOT/MEMBER/rate_0.01/            a run of a codec for the whole pyramid
+    ROOT/MEMBER/rate_0.01/level_2/    one of five runs of codecs for single levels
+    ROOT/features/                    what the frozen detector computes, once for all runs
+    ROOT/sweep.json, sweep.csv        a row for each run
+
+Every run is a process of its own. What is finished is skipped, what was interrupted goes on.
+
+A member may be `chained`: the run of its smallest rate weight trains from scratch, each further one
+starts from the codec before it and trains for `chained_epochs`. Its runs then follow one another;
+different members still run side by side.
+"""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import io
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from jaxcomp.errors import ConfigError, JaxcompError
+from jaxcomp.workdir import atomic_write, json_text
+
+SUMMARY = "summary.json"
+CODEC = "codec.npz"
+_COLUMNS = (
+    *("member", "rate_weight", "level", "state", "bytes_per_frame", "bpp_image", "bits_per_value"),
+    *("estimated_bits", "actual_bits", "relative_mse", "map50_uncompressed", "map50", "seconds"),
+)
+
+
+class SweepError(JaxcompError):
+    """Runs of a sweep failed; the message names them and their logs."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Run:
+    """One training.
+
+    Attributes:
+      member: name of the curve.
+      rate_weight: of the loss.
+      level: pyramid level, None for a codec of all levels.
+      folder: its run directory.
+      arguments: of `python -m jaxcomp.main`.
+      after: the folder of the run that it starts from, None if it starts from scratch.
+    """
+
+    member: str
+    rate_weight: float
+    level: int | None
+    folder: Path
+    arguments: tuple[str, ...]
+    after: Path | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether its summary is there."""
+        return (self.folder / SUMMARY).exists()
+
+    @property
+    def name(self) -> str:
+        """How messages call it."""
+        level = "" if self.level is None else f" level {self.level}"
+        return f"{self.member} rate {self.rate_weight:g}{level}"
+
+    @property
+    def log(self) -> Path:
+        """What the process prints."""
+        return self.folder.with_name(self.folder.name + ".log")
+
+
+def plan(config: Any) -> list[Run]:
+    """The runs of a sweep config, those of a chain in their order.
+
+    Args:
+      config: the `sweep` section: `root`, `overrides` of all runs, and `members`: {name: {config,
+        rate_weights, levels, epochs, overrides, chained_epochs}}; see
+        `configs/fpn_lambda_sweep.py`.
+    """
+    root, runs = Path(config.root), []
+    for name, member in config.members.items():
+        weights = sorted(float(x) for x in member.rate_weights)
+        for i, level in enumerate(tuple(member.levels) or (None,)):
+            common = [*config.overrides, *member.overrides]
+            if config.store_features:
+                common.append(f"data.feature_store={root / 'features'}")
+            epochs = member.epochs[i] if member.epochs else 0
+            runs += _chain(root / name, name, member, weights, level, common, epochs)
+    return runs
+
+
+def _chain(
+    root: Path,
+    name: str,
+    member: Any,
+    weights: Sequence[float],
+    level: int | None,
+    common: Sequence[str],
+    epochs: int,
+) -> list[Run]:
+    """The runs of one codec from the smallest rate weight on; `epochs` 0 means the config's."""
+    runs: list[Run] = []
+    spec = member.config if level is None else _with_argument(member.config, f"level={level}")
+    for weight in weights:
+        folder = root / f"rate_{weight:g}"
+        if level is not None:
+            folder = folder / f"level_{level}"
+        own, previous = [f"training.rate_weight={weight!r}"], None
+        if runs and member.chained_epochs:
+            previous = runs[-1].folder
+            own.append(f"model.initial={previous / CODEC}")
+        share = member.chained_epochs if previous else 1.0
+        if epochs:
+            own.append(f"training.epochs={max(1, round(share * epochs))}")
+        words = [f"--config={spec}", f"--workdir={folder}"]
+        words += [f"--config.{override}" for override in (*common, *own)]
+        runs.append(Run(name, weight, level, folder, tuple(words), previous))
+    return runs
+
+
+def _with_argument(spec: str, argument: str) -> str:
+    return f"{spec},{argument}" if ":" in spec else f"{spec}:{argument}"
+
+
+def shard(runs: Sequence[Run], index: int, count: int) -> list[Run]:
+    """The part of a sweep that one of `count` hosts does; chains stay together.
+
+    Raises:
+      ConfigError: there is no such part.
+    """
+    if not 0 <= index < count:
+        raise ConfigError(f"--shard={index}/{count}: the index goes from 0 to {count - 1}")
+    chains = list(dict.fromkeys((run.member, run.level) for run in runs))
+    mine = {chain for i, chain in enumerate(chains) if i % count == index}
+    return [run for run in runs if (run.member, run.level) in mine]
+
+
+def report_command(config: Any) -> list[str]:
+    """The words that measure all codecs of a sweep beside the anchors."""
+    anchors = ",".join(config.anchors) or "none"
+    words = [sys.executable, "-m", "jaxcomp", "evaluate", config.root]
+    return [*words, f"--out={config.root.rstrip('/')}_report", f"--anchors={anchors}"]
+
+
+class Sweep:
+    """Runs processes side by side, each chain in its order.
+
+    Interrupting it interrupts them; they go on when the sweep is started again.
+    """
+
+    def __init__(
+        self,
+        runs: Sequence[Run],
+        *,
+        jobs: int = 1,
+        devices: Sequence[str] = (),
+        say: Callable[[str], None] = print,
+    ):
+        """Describes it.
+
+        Args:
+          runs: from `plan`.
+          jobs: processes at a time.
+          devices: accelerators, by number; each process sees one (CUDA_VISIBLE_DEVICES).
+          say: prints a line.
+        """
+        self.runs, self.jobs, self.devices, self.say = list(runs), jobs, tuple(devices), say
+        self._stop = threading.Event()
+        self._processes: set[subprocess.Popen[bytes]] = set()
+        self._lock = threading.Lock()
+        self._done = 0
+
+    def start(self) -> list[Run]:
+        """Does what is not finished; returns the runs that failed, and those that wait for them."""
+        chains: dict[tuple[str, int | None], list[Run]] = {}
+        for run in self.runs:
+            chains.setdefault((run.member, run.level), []).append(run)
+        with ThreadPoolExecutor(max_workers=self.jobs) as pool:
+            pending = [pool.submit(self._chain, chain) for chain in chains.values()]
+            try:
+                return [run for one in pending for run in one.result()]
+            except KeyboardInterrupt:
+                self._interrupt()
+                raise
+
+    def _interrupt(self) -> None:
+        self._stop.set()
+        with self._lock:
+            for process in self._processes:
+                process.send_signal(signal.SIGTERM)
+
+    def _chain(self, chain: Sequence[Run]) -> list[Run]:
+        for i, run in enumerate(chain):
+            if self._stop.is_set():
+                return list(chain[i:])
+            if not run.finished and not self._run(run):
+                return list(chain[i:])
+            with self._lock:
+                self._done += 1
+                self.say(f"[{self._done}/{len(self.runs)}] {run.name}: {_result(run)}")
+        return []
+
+    def _run(self, run: Run) -> bool:
+        run.folder.parent.mkdir(parents=True, exist_ok=True)
+        environment = dict(os.environ)
+        with self._lock:
+            if self.devices:
+                used = {getattr(p, "device", None) for p in self._processes}
+                free = [d for d in self.devices if d not in used]
+                environment["CUDA_VISIBLE_DEVICES"] = free[0]
+            with run.log.open("ab") as log:
+                process = subprocess.Popen(
+                    command(run), stdout=log, stderr=subprocess.STDOUT, env=environment
+                )
+            process.device = environment.get("CUDA_VISIBLE_DEVICES")  # type: ignore[attr-defined]
+            self._processes.add(process)
+        try:
+            return process.wait() == 0 and run.finished
+        finally:
+            with self._lock:
+                self._processes.discard(process)
+
+
+def command(run: Run) -> list[str]:
+    """The words that start a run."""
+    return [sys.executable, "-m", "jaxcomp.main", "--config.log.progress=False", *run.arguments]
+
+
+def shell_line(run: Run) -> str:
+    """The same, to be pasted into a shell."""
+    return shlex.join(["python", *command(run)[1:]])
+
+
+def _summary(run: Run) -> dict[str, Any]:
+    try:
+        return json.loads((run.folder / SUMMARY).read_text())
+    except (OSError, ValueError):
+        return {}
+
+
+def _result(run: Run) -> str:
+    content = _summary(run)
+    return (
+        f"{content.get('bytes_per_frame', float('nan')):,.0f} bytes a frame, "
+        f"mAP {content.get('map50', float('nan')):.3f} "
+        f"(uncompressed {content.get('map50_uncompressed', float('nan')):.3f})"
+    )
+
+
+def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row for each run, finished or not."""
+    table = []
+    for run in runs:
+        content = _summary(run)
+        known = {key: content.get(key) for key in _COLUMNS}
+        state = "finished" if content else "started" if run.folder.is_dir() else "waiting"
+        table.append(
+            known
+            | {"member": run.member, "rate_weight": run.rate_weight, "level": run.level}
+            | {"state": state}
+        )
+    return table
+
+
+def write_table(root: Path, runs: Sequence[Run]) -> Path:
+    """Writes `sweep.json` and `sweep.csv`; returns the latter."""
+    table = rows(runs)
+    atomic_write(root / "sweep.json", json_text(table))
+    text = io.StringIO()
+    writer = csv.DictWriter(text, _COLUMNS)
+    writer.writeheader()
+    writer.writerows(table)
+    atomic_write(root / "sweep.csv", text.getvalue())
+    return root / "sweep.csv"

@@ -1,0 +1,36 @@
+"""Sweeps: what `launch/sweep.py` runs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from jaxcomp.rules.workload import Workload
+
+_MEMBER = ("config", "rate_weights", "levels", "overrides", "epochs", "chained_epochs")
+
+
+def _contradictions(leaves: Mapping[str, Any]) -> Iterable[str]:
+    members = {k.split(".")[2] for k in leaves if k.startswith("sweep.members.")}
+    if not members:
+        yield "config.sweep.members is empty; name at least one curve."
+    for name in sorted(members):
+        prefix = f"sweep.members.{name}."
+        fields = {k[len(prefix) :].split(".")[0] for k in leaves if k.startswith(prefix)}
+        for field in sorted(fields - set(_MEMBER)):
+            yield f"Unknown key config.{prefix}{field}; valid: {', '.join(_MEMBER)}."
+        weights = leaves.get(f"{prefix}rate_weights", ())
+        if not weights or len(set(weights)) != len(weights) or min(weights) < 0:
+            yield (
+                f"config.{prefix}rate_weights={weights!r}; give one or more different numbers, "
+                "not negative."
+            )
+        levels, epochs = (leaves.get(f"{prefix}{k}", ()) for k in ("levels", "epochs"))
+        if len(epochs) not in (0, max(1, len(levels))):
+            yield f"config.{prefix}epochs={epochs!r}; give a number for each of levels={levels!r}."
+        share = leaves.get(f"{prefix}chained_epochs", 0.0)
+        if not 0 <= share <= 1:
+            yield f"config.{prefix}chained_epochs={share!r} is a share of the epochs, from 0 to 1."
+
+
+SWEEP = Workload(contradictions=_contradictions)

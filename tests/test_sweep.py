@@ -1,0 +1,153 @@
+"""Sweeps: what is run, in which order, what happens to failures, and the script."""
+
+import csv
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from jaxcomp.config import load_config
+from jaxcomp.errors import ConfigError
+from jaxcomp.jobs import sweep
+
+ROOT = Path(__file__).resolve().parent.parent
+SWEEP = "configs/fpn_lambda_sweep.py"
+# Stands for the main command: fails for rate 0.5 while there is a file "broken", else is done.
+RUN = """
+import json, pathlib, sys
+folder, broken = pathlib.Path(sys.argv[1]), pathlib.Path(sys.argv[2])
+if broken.exists() and "0.1" in folder.name:
+    sys.exit("out of memory")
+folder.mkdir(parents=True)
+(folder / "summary.json").write_text(json.dumps({"bytes_per_frame": 10, "map50": 0.5}))
+"""
+
+
+@pytest.fixture
+def runs(tmp_path, monkeypatch):
+    """A planned sweep of which every process is `RUN`."""
+    monkeypatch.chdir(ROOT)
+    config = load_config(f"{SWEEP}:smoke", [f"sweep.root={tmp_path / 'root'}"]).sweep
+
+    def command(run):
+        return [sys.executable, "-c", RUN, str(run.folder), str(tmp_path / "broken")]
+
+    monkeypatch.setattr(sweep, "command", command)
+    return sweep.plan(config)
+
+
+def values(run):
+    return dict(word.removeprefix("--config.").partition("=")[::2] for word in run.arguments)
+
+
+def test_every_member_rate_and_level_is_a_run_of_its_own():
+    runs = sweep.plan(load_config(SWEEP).sweep)
+    assert len(runs) == len({run.folder for run in runs}) == (4 + 4 + 20) * 2
+    level = next(r for r in runs if r.member == "level_task" and r.level == 3)
+    assert "--config=configs/fpn_level.py:level=3" in level.arguments
+    assert values(level)["training.task_weight"] == "1.0"
+    assert values(level)["training.epochs"] == "30"
+
+
+def test_a_chain_starts_from_the_codec_before():
+    runs = [r for r in sweep.plan(load_config(SWEEP).sweep) if r.member == "joint"]
+    weights = [run.rate_weight for run in runs]
+    assert weights == sorted(weights) and runs[0].after is None
+    assert "model.initial" not in values(runs[0])
+    for before, run in itertools.pairwise(runs):
+        assert values(run)["model.initial"] == str(before.folder / "codec.npz")
+        assert int(values(run)["training.epochs"]) < int(values(runs[0])["training.epochs"])
+
+
+@pytest.mark.parametrize("count", [1, 2, 3])
+def test_shards_share_the_chains_out(count):
+    runs = sweep.plan(load_config(SWEEP).sweep)
+    parts = [sweep.shard(runs, i, count) for i in range(count)]
+    assert sorted(r.name for part in parts for r in part) == sorted(r.name for r in runs)
+    chains = [{(r.member, r.level) for r in part} for part in parts]
+    assert sum(map(len, chains)) == len(set().union(*chains))
+    with pytest.raises(ConfigError, match="index goes from"):
+        sweep.shard(runs, count, count)
+
+
+def test_finished_runs_are_skipped_and_failures_stop_their_chain_alone(runs, tmp_path):
+    (tmp_path / "broken").touch()
+    lines = []
+    failed = sweep.Sweep(runs, jobs=2, say=lines.append).start()
+    assert {r.name for r in failed} == {"random rate 0.1", "joint_task rate 0.1"}
+    assert all("out of memory" in r.log.read_text() for r in failed)
+    assert len(lines) == 1 and "random rate 0.01: 10 bytes a frame" in lines[0]
+    table = Path(sweep.write_table(tmp_path / "root", runs))
+    states = [row["state"] for row in csv.DictReader(table.read_text().splitlines())]
+    assert sorted(states) == ["finished", "waiting", "waiting"]
+    (tmp_path / "broken").unlink()
+    first = next(r for r in runs if r.finished).folder / "summary.json"
+    before = first.stat().st_mtime_ns
+    assert sweep.Sweep(runs, say=lines.append).start() == []
+    assert first.stat().st_mtime_ns == before and len(lines) == 4
+    rows = json.loads((tmp_path / "root" / "sweep.json").read_text())
+    assert [row["member"] for row in rows] == [r.member for r in runs]
+
+
+def test_each_process_sees_its_own_device(runs, tmp_path, monkeypatch):
+    say = "import os, sys; open(sys.argv[1], 'a').write(os.environ['CUDA_VISIBLE_DEVICES'] + ' ')"
+    seen = tmp_path / "seen"
+    monkeypatch.setattr(sweep, "command", lambda run: [sys.executable, "-c", say, str(seen)])
+    sweep.Sweep(runs, jobs=2, devices=("5", "7"), say=lambda _: None).start()
+    assert set(seen.read_text().split()) <= {"5", "7"}
+
+
+@pytest.mark.parametrize(
+    ("override", "match"),
+    [
+        ("sweep.members.random.rate_weights=()", "one or more different numbers"),
+        ("sweep.members.random.rate_weights=(0.1,0.1)", "one or more different numbers"),
+        ("sweep.members.random.epochs=(1,2)", "a number for each"),
+        ("sweep.members.random.chained_epochs=2.0", "share of the epochs"),
+    ],
+)
+def test_contradictions_are_named(override, match):
+    with pytest.raises(ConfigError, match=match):
+        load_config(f"{SWEEP}:smoke", [override])
+
+
+def script(*arguments):
+    return subprocess.run(
+        [sys.executable, "launch/sweep.py", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+def test_the_script_prints_its_commands():
+    done = script(f"--config={SWEEP}:smoke", "--dry-run", "--only=random")
+    assert done.returncode == 0, done.stderr
+    lines = done.stdout.splitlines()
+    assert len(lines) == 2 and all(x.startswith("python -m jaxcomp.main ") for x in lines)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "match"),
+    [
+        ((), "give --config"),
+        (("--config=configs/fpn_level.py",), "not a sweep"),
+        ((f"--config={SWEEP}", "--only=jont"), "did you mean 'joint'"),
+        ((f"--config={SWEEP}", "--shard=a/b"), "give I/N"),
+    ],
+)
+def test_the_script_refuses_in_one_line(arguments, match):
+    done = script(*arguments)
+    assert done.returncode == 1 and match in done.stderr and "Traceback" not in done.stderr
+
+
+def test_the_main_command_points_to_the_script():
+    done = subprocess.run(
+        [sys.executable, "-m", "jaxcomp.main", f"--config={SWEEP}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+    assert done.returncode == 1 and "launch/sweep.py" in done.stderr
