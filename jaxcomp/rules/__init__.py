@@ -5,6 +5,7 @@ from collections.abc import Mapping
 from jaxcomp.rules.detect import DETECT
 from jaxcomp.rules.feature_codec import FEATURE_CODEC
 from jaxcomp.rules.pointpillars import POINTPILLARS
+from jaxcomp.rules.residual_vq import RESIDUAL_VQ
 from jaxcomp.rules.sweep import SWEEP
 from jaxcomp.rules.workload import Workload
 
@@ -12,5 +13,6 @@ WORKLOADS: Mapping[str, Workload] = {
     "detect": DETECT,
     "feature_codec": FEATURE_CODEC,
     "pointpillars": POINTPILLARS,
+    "residual_vq": RESIDUAL_VQ,
     "sweep": SWEEP,
 }
