@@ -10,7 +10,6 @@ from typing import Any
 
 from jaxcomp.errors import ConfigError
 from jaxcomp.jobs import rate_accuracy
-from jaxcomp.jobs.point_systems import codec_files
 from jaxcomp.report import comparison
 
 NAME = "comparison"  # of the folder that --mode=eval makes in a folder of runs
@@ -64,9 +63,8 @@ def run_folder(folder: Path, *, config: str | None, overrides: Sequence[str]) ->
       Where it is.
     """
     out = folder / NAME
-    inside = [path for path in codec_files([folder]) if out.resolve() not in path.parents]
     run(
-        inside, out, anchors=",".join(rate_accuracy.KINDS), frames=0,
+        [folder], out, anchors=",".join(rate_accuracy.KINDS), frames=0,
         config=config, overrides=tuple(overrides),
     )  # fmt: skip
     return out

@@ -97,12 +97,14 @@ def find_points(paths: Sequence[Path], assembled: Path) -> list[CodecPoint]:
 
     Args:
       paths: run directories, folders of them, or files.
-      assembled: where pyramids put together of single levels are written.
+      assembled: where pyramids put together of single levels are written; what is there already
+        is no point by itself.
 
     Raises:
       CheckpointError: no codec is there, or one is damaged.
     """
-    loaded = [(path, load_codec(path), run_config(path)) for path in codec_files(paths)]
+    files = [path for path in codec_files(paths) if assembled.resolve() not in path.parents]
+    loaded = [(path, load_codec(path), run_config(path)) for path in files]
     levels = [row for row in loaded if isinstance(row[1], LevelCodec)]
     rest = [row for row in loaded if not isinstance(row[1], LevelCodec)]
     for group in _grouped(levels).values():

@@ -152,7 +152,9 @@ def _delta_row(
             f"{name}_leave_one_out": [left_out.low, left_out.high],
             f"{name}_leave_one_out_failed": left_out.failed,
         }
-        row |= {"points": delta.points, "dropped": delta.dropped, "reason": delta.reason}
+        row |= {"points": delta.points, "dropped": delta.dropped}
+        if delta.reason:  # of the rate, or else of the accuracy
+            row.setdefault("reason", delta.reason)
     if samples and row["bd_rate"] is not None and method == METHODS[0]:
         row["bd_rate_interval"] = _interval(curves[anchor], curves[test], measure, samples)
     return row

@@ -191,7 +191,7 @@ def _cards(results: Record) -> str:
         share = point["accuracy"]["map50"] / max(results["uncompressed"]["accuracy"]["map50"], 1e-9)
         cards.append(
             f'<div class="card"><b>{number(point["bytes_per_frame"])} bytes</b>'
-            f"{escape(point['system'])}<br><span>{escape(tables.setting(point))}: "
+            f"{escape(point['system'])}<br><span>{escape(tables.setting(point))} "
             f"{percent(share)} of mAP@0.5</span></div>"
         )
     words = "<p>Cheapest points that keep 95 % of the uncompressed mAP@0.5:</p>"

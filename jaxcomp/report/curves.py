@@ -23,12 +23,12 @@ LEARNED_COLOURS = {
 }
 ANCHOR_COLOURS = {
     "light": (
-        *("#5c6370", "#8f7a00", "#b0568f", "#4a7fa5", "#6b8e23", "#b5652b"),
-        *("#6a6ac0", "#3d8f86", "#444444"),
+        *("#5c6370", "#8f7a00", "#b0568f", "#6b8e23", "#b5652b", "#3d8f86"),
+        *("#7a6ac0", "#4d87a0", "#333333"),
     ),
     "dark": (
-        *("#aab2bf", "#d8cc52", "#e5a8d2", "#9cc6e0", "#b6d47a", "#eebd94"),
-        *("#b3b3f0", "#86d3c9", "#dddddd"),
+        *("#aab2bf", "#d8cc52", "#e5a8d2", "#b6d47a", "#eebd94", "#86d3c9"),
+        *("#bdb3f0", "#9cc6e0", "#eeeeee"),
     ),
 }
 DASHES = {"learned": "", "image": "6 3", "feature": "2 2.5", "local": ""}
@@ -134,7 +134,7 @@ CSS = (
     "svg.chart.curves{max-width:46rem}svg.line-key{width:2.2em;height:.9em;display:inline-block}"
     ".curve-charts{display:grid;gap:1.2rem;"
     "grid-template-columns:repeat(auto-fit,minmax(min(26rem,100%),1fr))}"
-    ".seg{stroke:var(--paper);stroke-width:.6}"
+    ".seg{stroke:var(--paper);stroke-width:.6}td.wrap:last-child{min-width:11rem}"
     f"@media (prefers-color-scheme: dark){{{_rules('dark')}}}"
     f"@media print{{{_rules('light')}.curve-charts{{grid-template-columns:1fr 1fr}}}}"
 )

@@ -1,0 +1,255 @@
+"""The comparison of codecs and anchors on the same frames: points, resumption, tables, page."""
+
+import csv
+import io
+import json
+import re
+from html.parser import HTMLParser
+
+import comparison_toy as toy
+import numpy as np
+import pytest
+
+from jaxcomp import cli, loaders
+from jaxcomp import main as main_module
+from jaxcomp.errors import CheckpointError, ConfigError
+from jaxcomp.jobs import comparing, point_measuring, point_systems, rate_accuracy
+from jaxcomp.jobs.rate_accuracy import Options
+from jaxcomp.models.fpn import LEVELS
+from jaxcomp.report import comparison
+
+ANCHORS = "detections,uniform-level,jpeg"
+
+
+@pytest.fixture(scope="module")
+def data_folder(tmp_path_factory):
+    patch = pytest.MonkeyPatch()
+    patch.setenv("TFDS_DATA_DIR", str(tmp_path_factory.mktemp("data")))
+    yield
+    patch.undo()
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory, data_folder):
+    """Two points of the shared codec."""
+    folder = tmp_path_factory.mktemp("runs")
+    toy.save_run(folder / "a", "random", 0.01, seed=1)
+    toy.save_run(folder / "b", "random", 0.04, seed=2)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def done(runs, tmp_path_factory):
+    """A comparison as the command leaves it."""
+    out = tmp_path_factory.mktemp("out") / "comparison"
+    argv = ["evaluate", str(runs), f"--out={out}", f"--anchors={ANCHORS}", "--frames=2"]
+    assert cli.main([*argv, "--bootstrap=20"]) == 0
+    return out
+
+
+def table(path):
+    return list(csv.DictReader(io.StringIO(path.read_text())))
+
+
+def results(folder):
+    return json.loads((folder / comparison.RESULTS).read_text())
+
+
+def test_every_point_is_there_with_real_bytes(done, runs):
+    found = results(done)
+    names = [p["name"] for p in found["points"]]
+    assert len(names) == len(set(names)) == 2 + 1 + 4 + 6
+    learned = [p for p in found["points"] if p["kind"] == "learned"]
+    assert [p["setting"] for p in learned] == [0.01, 0.04]
+    assert {p["system"] for p in learned} == {"random, feature loss"}
+    codec, detector = loaders.load_codec(runs / "a"), loaders.load_detector()
+    from jaxcomp.jobs.feature_codec import with_classes
+    from jaxcomp.jobs.point_frames import HeldOut
+
+    held = HeldOut(with_classes(toy.config("random"), detector), detector, 2)
+    sizes = [len(codec.compress(codec.select(pyramid))) for _, pyramid in held.pyramids()]
+    arrays = comparison.stored_arrays(done, learned[0]["name"])
+    assert arrays["frame_bytes"].tolist() == sizes
+    assert learned[0]["bytes_per_frame"] == np.mean(sizes)
+    assert learned[0]["bpp_image"] == pytest.approx(8 * np.mean(sizes) / (64 * 96))
+    values = sum(np.prod(shape) for shape in found["uncompressed"]["shapes"].values())
+    assert learned[0]["bits_per_value"] == pytest.approx(8 * np.mean(sizes) / values)
+    bits = [codec.coder.ideal_bits(codec.select(x)) for _, x in held.pyramids()]
+    ideal = np.mean([sum(float(b.sum()) for b in row.values()) for row in bits]) / 8
+    assert learned[0]["estimated_bytes_per_frame"] == pytest.approx(ideal, rel=1e-5)
+    payload = sum(learned[0]["stream_bytes_per_frame"].values())
+    assert payload < learned[0]["bytes_per_frame"]
+
+
+def test_fine_quantisation_and_boxes_change_nothing_that_counts(done):
+    points = {p["name"]: p for p in results(done)["points"]}
+    base = results(done)["uncompressed"]["accuracy"]
+    # Boxes are sent in quarters of a pixel; 8 bits leave a thousandth of the variance.
+    assert points["boxes"]["accuracy"]["map50"] == pytest.approx(base["map50"], abs=0.05)
+    assert points["boxes"]["difference"]["map50"][0] == pytest.approx(0, abs=0.05)
+    fine, coarse = points["uniform-level-8"], points["uniform-level-3"]
+    assert fine["relative_mse"] < 1e-3 < coarse["relative_mse"]
+    assert set(fine["level_relative_mse"]) == set(LEVELS)
+    assert points["boxes"]["relative_mse"] is None and points["boxes"]["bytes_per_frame"] < 2000
+    assert points["jpeg-85"]["relative_mse"] < points["jpeg-10"]["relative_mse"]
+
+
+def test_bit_maps_hold_the_code_length(done):
+    found = results(done)
+    point = found["points"][0]
+    arrays = comparison.stored_arrays(done, point["name"])
+    maps = {name: x for name, x in arrays.items() if name.startswith("heat_")}
+    assert set(maps) == {f"heat_{level}" for level in LEVELS}
+    total = sum(x.mean() for x in maps.values()) * np.prod(found["uncompressed"]["canvas"])
+    assert total == pytest.approx(arrays["frame_estimated_bits"][0], rel=1e-3)
+
+
+def test_tables_and_page(done):
+    rows = table(done / "rate_accuracy.csv")
+    assert [r["name"] for r in rows] == [p["name"] for p in results(done)["points"]]
+    assert len(table(done / "bd.csv")) == 2 * 3 * 2  # anchors, measures
+    assert json.loads((done / "bd.json").read_text())["rows"] == results(done)["bd"]
+    assert (done / "rate_accuracy.md").read_text().count("\n") == 2 + len(rows)
+    text = (done / "index.html").read_text()
+    HTMLParser().feed(text)
+    for name in ("rate_accuracy_map50", "rate_distortion_p4", "latency", "level_shares"):
+        assert (done / "figures" / f"{name}.svg").exists(), name
+    assert text.count('class="chart curves"') >= 9 and text.count('class="scene"') == 8
+    assert "<script" not in text and not re.search(r'(src|href)="(?!data:|#)', text)
+
+
+def test_an_interrupted_comparison_goes_on(runs, tmp_path, monkeypatch):
+    measured = []
+    real = point_measuring.measure_anchor
+
+    def measure(anchor, *args):
+        if len(measured) == 3:
+            raise KeyboardInterrupt
+        measured.append(anchor.label)
+        return real(anchor, *args)
+
+    monkeypatch.setattr(point_measuring, "measure_anchor", measure)
+    options = Options(anchors=("detections", "uniform-level"), frames=1, replicates=5)
+    with pytest.raises(KeyboardInterrupt):
+        rate_accuracy.compare([runs], tmp_path, options)
+    assert measured == ["boxes", "uniform-level-3", "uniform-level-4"]
+    before = {p: p.stat().st_mtime_ns for p in (tmp_path / "points").iterdir()}
+    assert len(before) == 2 * (1 + 2 + 3)
+    monkeypatch.setattr(point_measuring, "measure_anchor", real)
+    found = rate_accuracy.compare([runs], tmp_path, options)
+    assert len(found["points"]) == 2 + 1 + 4
+    assert {p: p.stat().st_mtime_ns for p in before} == before
+    with pytest.raises(CheckpointError, match="other data: frames"):
+        rate_accuracy.compare([runs], tmp_path, Options(frames=2, anchors=()))
+
+
+def test_systems_are_runs_that_differ_in_the_rate_weight_alone(tmp_path, data_folder):
+    toy.save_run(tmp_path / "1", "random", 0.01, seed=1)
+    toy.save_run(tmp_path / "2", "random", 0.02, seed=2)
+    toy.save_run(tmp_path / "3", "random", 0.02, seed=3, task_weight=1.0)
+    toy.save_run(tmp_path / "4", "random", 0.02, seed=4, epochs=3)
+    toy.save_run(tmp_path / "5", "joint", 0.02, seed=5)
+    points = point_systems.find_points([tmp_path], tmp_path / "out")
+    assert [(p.system, p.rate_weight) for p in points] == [
+        ("joint, feature loss", 0.02),
+        ("random, feature loss (epochs 16)", 0.01),
+        ("random, feature loss (epochs 16)", 0.02),
+        ("random, feature loss (epochs 3)", 0.02),
+        ("random, task + feature loss", 0.02),
+    ]
+    assert all(p.whole for p in points) and len({p.name for p in points}) == 5
+
+
+def test_five_levels_of_one_rate_weight_become_a_pyramid(tmp_path, data_folder):
+    for level in range(5):
+        toy.save_run(
+            tmp_path / f"l{level}", "level", 0.01, seed=level, level=level, epochs=9 + level
+        )
+    toy.save_run(tmp_path / "lone", "level", 0.02, seed=7, level=3)
+    points = point_systems.find_points([tmp_path], tmp_path / "out")
+    assert [(p.system, p.whole) for p in points] == [
+        ("assembled, feature loss", True), ("p5 alone, feature loss", False),
+    ]  # fmt: skip
+    assert points[0].codec.levels == LEVELS and points[0].rate_weight == 0.01
+    again = point_systems.find_points([tmp_path], tmp_path / "out")
+    assert [p.name for p in again] == [p.name for p in points]
+
+
+def test_bad_input_is_one_line(tmp_path, runs, capsys):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    out = f"--out={tmp_path / 'out'}"
+    damaged = tmp_path / "damaged"
+    toy.save_run(damaged, "random", 0.01, seed=1)
+    whole = (damaged / "codec.npz").read_bytes()
+    (damaged / "codec.npz").write_bytes(whole[: len(whole) // 2])
+    alone = tmp_path / "alone"
+    toy.save_run(alone, "random", 0.01, seed=1)
+    (alone / "config.json").unlink()
+    for argv, words in [
+        ([str(empty), out], "no codec.npz"),
+        ([str(tmp_path / "nowhere"), out], "does not exist"),
+        ([str(damaged), out], "truncated"),
+        ([str(alone), out], "--config=FILE"),
+        ([str(runs), out, "--anchors=avfi"], "did you mean 'avif'"),
+        ([str(runs), out, "--frames=-1"], "--frames=-1"),
+        ([str(runs), out, "--config.data.heigth=3"], "data.height"),
+        ([str(runs), out, f"--detector={empty}"], "no weights"),
+        ([out], "folders of trained codecs"),
+    ]:
+        assert cli.main(["evaluate", *argv]) == 1, words
+        error = capsys.readouterr().err
+        assert words in error and error.count("\n") == 1, error
+
+
+def test_runs_of_different_data_are_not_mixed(tmp_path, data_folder):
+    toy.save_run(tmp_path / "1", "random", 0.01, seed=1)
+    toy.save_run(tmp_path / "2", "random", 0.02, seed=2)
+    file = tmp_path / "2" / "config.json"
+    content = json.loads(file.read_text())
+    content["data"]["height"] = 128
+    file.write_text(json.dumps(content))
+    points = point_systems.find_points([tmp_path], tmp_path / "out")
+    with pytest.raises(ConfigError, match=r"data\.height"):
+        rate_accuracy.comparison_config(points, Options())
+    settled = rate_accuracy.comparison_config(points, Options(overrides=("data.height=64",)))
+    assert settled.data.height == 64
+
+
+def test_a_codec_of_another_detector_is_refused(tmp_path, data_folder):
+    codec = toy.save_run(tmp_path / "1", "random", 0.01, seed=1)
+    tree = loaders.codec_tree(*_parts(codec))
+    meta = {**codec.meta, "detector_digest": "f" * 64}
+    loaders.save_codec(tmp_path / "1" / "codec.npz", tree, meta)
+    with pytest.raises(CheckpointError, match="another detector"):
+        rate_accuracy.compare([tmp_path], tmp_path / "out", Options(anchors=()))
+
+
+def _parts(codec):
+    (first, *others) = codec.coder.models.values()
+    stats = [m.variables["stats"] for m in (first, *others)]
+    stacked = {k: np.stack([np.asarray(s[k]) for s in stats]) for k in ("mean", "scale")}
+    return {**first.variables, "stats": dict(stats[0]) | stacked}, first.tables
+
+
+def test_mode_eval_compares_a_folder_of_runs(runs, done, monkeypatch):
+    seen = {}
+
+    def run(dirs, out, **options):
+        seen.update(dirs=dirs, out=out, **options)
+
+    monkeypatch.setattr(comparing, "run", run)
+    assert main_module.main(["--mode=eval", f"--workdir={runs}", "--config.data.dir=X"]) == 0
+    assert seen["out"] == runs / "comparison" and seen["overrides"] == ("data.dir=X",)
+    assert seen["dirs"] == [runs]
+
+
+def test_the_page_is_made_again(done, capsys):
+    (done / "index.html").unlink()
+    assert cli.main(["report", str(done)]) == 0
+    assert "comparison" in capsys.readouterr().out and (done / "index.html").exists()
+    saved = (done / comparison.RESULTS).read_text()
+    (done / comparison.RESULTS).write_text(saved[:100])
+    assert cli.main(["report", str(done)]) == 1
+    assert "run the evaluation again" in capsys.readouterr().err
+    (done / comparison.RESULTS).write_text(saved)
