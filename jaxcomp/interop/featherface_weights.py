@@ -74,7 +74,8 @@ def guess_face_config(
             "FeatherFace or RetinaFace-0.25"
         )
     cells = {m.group(1) for name in names if (m := re.match(r"bifpn\.(\d+)\.", name))}
-    return dataclasses.replace(face_config(kind), features=shape[1], cells=max(len(cells), 1))
+    known = face_config(kind)
+    return dataclasses.replace(known, features=shape[1], cells=len(cells) or known.cells)
 
 
 def face_from_torch(
@@ -165,7 +166,8 @@ def _check(weights: Mapping[str, Any], table: Table, source: str) -> None:
         words = [f"{len(missing)} names are missing ({some(missing)})"] if missing else []
         words += [f"{len(left)} are left over ({some(left)})"] if left else []
         raise CheckpointError(
-            f"{source} does not hold this network: {', '.join(words)}; name its own variant"
+            f"{source} does not hold this network: {', '.join(words)}; "
+            "give the file's own model and variant"
         )
     wrong = [
         f"{e.name} is {list(np.shape(weights[e.name]))}, needed {list(e.shape)}"
