@@ -1,5 +1,6 @@
 """The lidar detector from a file: split law, any input, shipped weights."""
 
+import importlib.resources
 import json
 
 import jax
@@ -9,7 +10,10 @@ import pytest
 
 import jaxcomp
 from jaxcomp import checkpoint
+from jaxcomp.data.lidar_records import LidarFrame, LidarRecords
+from jaxcomp.data.scenes_frame import SceneSettings, render_frame
 from jaxcomp.errors import CheckpointError, DataError, ShapeError
+from jaxcomp.jobs.pointpillars import evaluate_lidar_detector
 from jaxcomp.loaders_lidar import KIND, load_lidar_detector
 from jaxcomp.models.pointpillars import PointPillars
 from jaxcomp.models.pointpillars_layers import scatter
@@ -150,3 +154,39 @@ def test_files_that_are_no_detector_are_refused(path, tmp_path):
 def test_the_package_offers_it(path):
     detector = jaxcomp.load_lidar_detector(path.parent)
     assert detector.classes == toy.CFG.classes and len(detector.digest) == 64
+
+
+# --- the file that ships --------------------------------------------------------------------------
+
+
+def test_the_shipped_detector_is_small_and_says_what_it_is():
+    detector = jaxcomp.load_lidar_detector()
+    folder = importlib.resources.files("jaxcomp") / "weights"
+    size = len((folder / "pointpillars_scenes.npz").read_bytes())
+    assert size <= 3_000_000
+    assert detector.classes == ("Pedestrian", "Cyclist", "Car")
+    assert detector.meta["config"]["profile"] == "embedded"
+    found = detector.detect(np.zeros((0, 4), np.float32))
+    assert found["valid"].shape == (1, 50) and not found["valid"].any()
+
+
+def scene(settings, i):
+    """A held-out scene as a lidar frame."""
+    made = render_frame(settings, "validation", i)
+    size = (settings.height, settings.width, settings.height)
+    return LidarFrame(f"{i:06d}", lambda: made.points, made.calibration, tuple(made.objects), *size)
+
+
+@pytest.mark.slow
+def test_the_shipped_lidar_detector_has_its_accuracy():
+    """The held-out scenes are rendered anew; the numbers are those in the file."""
+    detector = jaxcomp.load_lidar_detector()
+    data = detector.meta["config"]["data"]
+    settings = SceneSettings(**{k: data[k] for k in ("height", "width", "beams", "azimuths")})
+    frames = [scene(settings, i) for i in range(data["val_size"])]
+    records = LidarRecords(frames, detector.classes, 32)
+    metrics, _ = evaluate_lidar_detector(detector, records, batch_size=4)
+    stored = detector.meta["metrics"]
+    assert {"map_3d_moderate_r40", "map_bev_moderate_r40"} <= set(stored)
+    for name, value in stored.items():
+        assert metrics[name] == pytest.approx(value, abs=0.5), name
