@@ -253,3 +253,24 @@ def test_the_page_is_made_again(done, capsys):
     assert cli.main(["report", str(done)]) == 1
     assert "run the evaluation again" in capsys.readouterr().err
     (done / comparison.RESULTS).write_text(saved)
+
+
+def test_real_frames_pass_with_kittis_own_numbers(shared, tmp_path):
+    """Two held-out frames of 375 x 1242, stretched to a small network input."""
+    toy.save_run(tmp_path / "run", "random", 0.01, seed=1)
+    out = tmp_path / "out"
+    argv = ["evaluate", str(tmp_path / "run"), f"--out={out}", "--anchors=webp,boxes"]
+    argv += ["--frames=2", "--bootstrap=5", f"--config.data.dir={shared / 'data' / 'kitti'}"]
+    argv += ["--config.data.name=kitti", "--config.data.resize=stretch"]
+    argv += ["--config.data.train_size=0", "--config.data.val_size=0"]
+    assert cli.main(argv) == 0
+    found = results(out)
+    assert found["frames"] == 2 and found["data"] == "kitti"
+    assert found["uncompressed"]["pixels_per_frame"] > 400_000  # the images as they are stored
+    for point in (found["uncompressed"], *found["points"]):
+        assert set(point["kitti"]["scores"]["Car"]["2d"]["r40"]) == {"easy", "moderate", "hard"}
+    names = (out / "results" / "frames.txt").read_text().split()
+    assert all((out / "results" / "boxes" / f"{name}.txt").exists() for name in names)
+    assert "KITTI Car moderate" in (out / "index.html").read_text()
+    images = [p["bytes_per_frame"] for p in found["points"] if p["kind"] == "image"]
+    assert images == sorted(images) and images[0] > 5000
