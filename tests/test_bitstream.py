@@ -335,8 +335,8 @@ def test_searching_a_large_hostile_file_is_bounded():
     """Everywhere a plausible chunk that spans the rest: each one would cost a checksum over it."""
     body = b"\x00\x01\x01\x00\xff\xff\x01" * 40_000
     blob = _blob((STREAM,))[:13] + body
-    start = time.perf_counter()
+    start = time.process_time()
     box, found = bitstream.salvage(blob, max_search=1 << 31)
     assert not box.streams
     assert "1 of 1 streams are lost" in str(found[-1])
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

@@ -120,7 +120,7 @@ def test_the_memory_of_a_process_stays_bounded_whatever_headers_announce(record_
 
 def test_steps_are_limited_before_a_slow_backend_takes_them():
     """A payload of one byte that would keep plain numpy busy for minutes."""
-    count, start = 1 << 24, time.perf_counter()
+    count, start = 1 << 24, time.process_time()
     with pytest.raises(errors.StreamTooLargeError, match="backend numba"):
         rans.decode(b"\x05", count, TABLES, 0, backend="numpy")
     with pytest.raises(errors.StreamTooLargeError, match="limit of 16777216"):
@@ -132,7 +132,7 @@ def test_steps_are_limited_before_a_slow_backend_takes_them():
             rans.decode(*job, backend="numpy", max_steps=steps - 1)
         with pytest.raises((errors.CorruptStreamError, errors.TruncatedStreamError)):
             rans.decode(*job, backend="numpy", max_steps=steps)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
 
 
 def test_the_streams_of_a_file_share_the_limit_of_steps():
@@ -140,10 +140,10 @@ def test_the_streams_of_a_file_share_the_limit_of_steps():
     model = coding.Model(codec, {"params": {}}, TABLES)
     streams = [bitstream.Stream(f"p{i}", (256, 256), 0, 0, b"\x05") for i in range(3)]
     blob = bitstream.write("factorised", coding.identity_of(model), streams)
-    start = time.perf_counter()
+    start = time.process_time()
     with pytest.raises(errors.StreamTooLargeError, match="786432 symbols after one another"):
         coding.decompress_batch_with(model, [blob], backend="numpy")
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
     with pytest.raises(errors.CorruptStreamError, match="final states"):
         coding.decompress_batch_with(model, [blob])
 
