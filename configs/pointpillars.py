@@ -3,11 +3,16 @@
     python -m jaxcomp.main --config=configs/pointpillars.py          # embedded lidar scenes
     python -m jaxcomp.main --config=configs/pointpillars.py:kitti    # the original's full size
 
+The first takes 14 minutes of processor time with making the scenes (32 minutes on 2 cores of an AMD
+EPYC that were busy with other work) and gives 88.0 % mean 3-D AP (moderate, 40 recalls; Car 89.1,
+Pedestrian 80.7, Cyclist 94.2) on 150 held-out synthetic sweeps: the weights that ship with the
+package. The second was run for a few steps only, see docs/lidar.md.
+
 The `kitti` profile reads KITTI from --config.data.dir=FOLDER or KITTI_ROOT (sweeps in
 velodyne_reduced or velodyne) and can start from --config.model.pretrained=FILE, the original's
 `epoch_160.pth` or a `pointpillars.npz` of ours.
 
-Arguments: `embedded` (default) or `kitti`. See docs/lidar.md for the cost and the accuracy.
+Arguments: `embedded` (default) or `kitti`. See docs/lidar.md.
 """
 
 from jaxcomp.config import base_config, parse_args
@@ -109,7 +114,7 @@ def get_config(arg_string: str = ""):
     training.lr_schedule.update(name="one_cycle", min_lr=0.0)
     training.update(optimiser="adamw", weight_decay=0.01)
     if kitti:
-        config.data.update(name="kitti", train_size=0, val_size=0, max_boxes=96, num_threads=4)
+        config.data.update(name="kitti", train_size=0, val_size=0, max_boxes=96, workers=4)
         training.update(batch_size=6, epochs=160, learning_rate=2.5e-3, clip_norm=0.0)
     else:
         config.data.update(train_size=1000, val_size=150, max_boxes=32)

@@ -102,7 +102,7 @@ class LidarDetector:
         )
 
     def _apply_head(self, variables: Any, pillars: Pillars) -> dict[str, jax.Array]:
-        bev = self.model.apply(variables, pillars, method="head")
+        bev: Any = self.model.apply(variables, pillars, method="head")
         return {"bev": bev, "occupancy": occupancy(pillars, self.cfg)}
 
     def pillars(self, sweeps: Any) -> Pillars:

@@ -103,7 +103,8 @@ def lidar_data(
 
 def augmentation(section: Any, cfg: PointPillarsConfig) -> LidarAugmentation:
     """The augmentation of a config's `augment` section, in the range of the network."""
-    values = {k: tuple(v) if isinstance(v, list | tuple) else v for k, v in dict(section).items()}
+    values: dict[str, Any] = dict(section)
+    values |= {k: tuple(v) for k, v in values.items() if isinstance(v, list)}
     return LidarAugmentation(low=cfg.low, high=cfg.high, **values)
 
 
@@ -243,7 +244,7 @@ def _keep(
     boxes = {"truth": {k: batch[k] for k in ("boxes", "labels", "valid")}, **found}
     scale = PICTURE_WIDTH / (cfg.high[0] - cfg.low[0])
     entry = bev_entry(records.sweep(row), boxes, cfg.low, cfg.high, scale)
-    entry["image_id"] = np.int32(row)
+    entry["image_id"] = np.array(row, np.int32)
     for name, value in entry.items():
         store.setdefault(name, []).append(value)
 

@@ -102,8 +102,10 @@ def _coco(summary: Summary, which: str) -> Any:
 
 
 # The rows that a page shows large.
-LARGE = ("Bytes per frame", "Ratio to raw", "Bits per value", "Relative MSE", "mAP@0.5", "COCO AP")
-LARGE += ("KITTI 3-D AP", "KITTI BEV AP")
+LARGE: tuple[str, ...] = (
+    *("Bytes per frame", "Ratio to raw", "Bits per value", "Relative MSE", "mAP@0.5", "COCO AP"),
+    *("KITTI 3-D AP", "KITTI BEV AP"),
+)
 
 
 def _is_codec(summary: Summary) -> bool:
@@ -306,7 +308,9 @@ def kitti_rows(s: Summary) -> list[tuple[str, str, str]]:
     ]
 
 
-def _kitti_row(variant: str, result: Summary, name: str, measure: str) -> list[tuple[str, ...]]:
+def _kitti_row(
+    variant: str, result: Summary, name: str, measure: str
+) -> list[tuple[str, str, str]]:
     """One row, or none where there is no object of the class."""
     levels = ("easy", "moderate", "hard")
     values = (result["scores"][name][measure] or {}).get("r40") or {}
