@@ -71,11 +71,18 @@ def _describe_lidar_detector(config: Any) -> dict[str, Any]:
     return pointpillars.describe(config)
 
 
+def _describe_codebooks(config: Any) -> dict[str, Any]:
+    from jaxcomp.jobs import residual_vq
+
+    return residual_vq.describe(config)
+
+
 # task -> what describes its config; those of other rooms import their workload when called.
 DESCRIBERS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "detect": _describe_detector,
     "feature_codec": _describe_codec,
     "pointpillars": _describe_lidar_detector,
+    "residual_vq": _describe_codebooks,
 }
 
 

@@ -32,11 +32,18 @@ def _pointpillars(config: Any) -> Any:
     return pointpillars.build(config)
 
 
+def _residual_vq(config: Any) -> Any:
+    from jaxcomp.jobs import residual_vq
+
+    return residual_vq.build(config)
+
+
 # Builders import their workload when called, so that asking for help stays fast.
 JOBS: Mapping[str, Callable[[Any], Any]] = {
     "detect": _detect,
     "feature_codec": _feature_codec,
     "pointpillars": _pointpillars,
+    "residual_vq": _residual_vq,
 }
 
 
@@ -69,6 +76,7 @@ def build_job(config: Any) -> Any:
 FOLDERS: Mapping[str, str] = {
     "detect": "detection",
     "pointpillars": "lidar_detection",
+    "residual_vq": "lidar_residual_codes",
     "factorized_prior_joint": "fpn_joint_compression",
     "factorized_prior_random_level": "fpn_random_level_compression",
     "factorized_prior_specific_level": "fpn_specific_level_compression_level_{level}",

@@ -124,6 +124,14 @@ class StageSchedule:
         own = (number >= 0) if self.joint else (number == stage.codebook)
         return own & (row >= stage.low) & (row < stage.high)
 
+    def trained(self, index: int) -> list[int]:
+        """Rows of every codebook that stage number `index` and those before it have trained."""
+        if self.joint:
+            return [self.sizes[-1]] * self.codebooks
+        codebook, part = divmod(index, len(self.sizes))
+        rest = self.codebooks - codebook - 1
+        return [self.sizes[-1]] * codebook + [self.sizes[part]] + [0] * rest
+
     def name(self, index: int) -> str:
         """Of a stage's files."""
         if self.joint:

@@ -1,0 +1,289 @@
+"""Train the codebooks of a lidar detector's features; measure bytes and accuracy of every point."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from jaxcomp import checkpoint, complexity
+from jaxcomp.codecs.rq_stream import Point
+from jaxcomp.data.lidar_records import LidarRecords
+from jaxcomp.errors import CheckpointError
+from jaxcomp.jobs import rq_grid
+from jaxcomp.jobs.job import Job
+from jaxcomp.jobs.pointpillars import lidar_data
+from jaxcomp.jobs.rq_files import RQ_FILE, load_rq, save_model, save_rows
+from jaxcomp.jobs.rq_page import Pictures, write_page
+from jaxcomp.loaders_lidar import LidarDetector, load_lidar_detector
+from jaxcomp.log import LOG
+from jaxcomp.tasks.pointpillars import loss_config
+from jaxcomp.tasks.residual_vq import ResidualVqTask, RqConfig, rows_of
+from jaxcomp.tasks.stages import StageSchedule
+from jaxcomp.train import EpochSummary, FitResult
+
+STAGES = "codebooks"  # the folder of the stages' files
+HEADLINE = "map_3d_moderate_r40"
+
+
+def build(config: Any) -> Job:
+    """The job of a `configs/pointpillars_rq.py` config."""
+    detector = frozen_detector(config)
+    splits, records, voxelisers = lidar_data(config, detector.cfg)
+    plan = schedule(config, splits.steps_per_epoch)
+    weights, options = config.loss_weights, config.rq_model
+    task = ResidualVqTask(
+        detector.model,
+        detector.variables,
+        plan,
+        RqConfig(
+            **weights.to_dict(),
+            decay=options.decay,
+            revive=options.revive,
+            train_head=options.train_head,
+            candidates=options.candidates,
+        ),
+        loss_config(config.loss),
+    )
+    return Job(
+        task=task,
+        splits=splits,
+        callbacks=(functools.partial(_write_epoch, config, plan, detector),),
+        evaluate=functools.partial(_evaluate, config, plan, detector, records, voxelisers),
+        fingerprint=splits.fingerprint,
+    )
+
+
+def frozen_detector(config: Any) -> LidarDetector:
+    """The detector whose features are quantised; an error names the ways to one."""
+    try:
+        detector = load_lidar_detector(config.detector.path)
+    except CheckpointError as error:
+        raise CheckpointError(
+            f"{error} (config.detector.path; `python -m jaxcomp.main --config="
+            "configs/pointpillars.py[:kitti]` trains one)"
+        ) from error
+    if tuple(config.classes) != detector.classes:
+        raise CheckpointError(
+            f"the detector {config.detector.path or '(shipped)'!r} finds {detector.classes}, the "
+            f"config names {tuple(config.classes)}; give the classes of the file, in its order"
+        )
+    return detector
+
+
+def schedule(config: Any, steps_per_epoch: int) -> StageSchedule:
+    """The stages of a config; one stage of all codebooks in the legacy mode."""
+    stages = config.progressive_learning
+    steps = -(-steps_per_epoch // config.training.accumulation)
+    if not stages.enabled:
+        return StageSchedule(
+            config.model.n_codebook, (config.rq_model.codebook_size,), config.training.epochs,
+            stages.warmup_epochs, steps, joint=True,
+        )  # fmt: skip
+    return StageSchedule(
+        config.model.n_codebook, tuple(stages.embedding_schedule), stages.embedding_stage_epochs,
+        stages.warmup_epochs, steps, stages.previous,
+    )  # fmt: skip
+
+
+def _write_epoch(
+    config: Any, plan: StageSchedule, detector: LidarDetector, summary: EpochSummary
+) -> None:
+    """The documented files of an epoch: `codebook_I_stage_S_{epoch_N,best,final}`, `global_best`.
+
+    Told again after a kill, it writes the same files.
+    """
+    index, within = divmod(summary.epoch - 1, plan.stage_epochs)
+    name, folder = plan.name(index), summary.workdir / STAGES
+    rows = rows_of(summary.state.params, summary.state.stats)
+    meta = {
+        "stage": index,
+        "stage_epoch": within + 1,
+        "epoch": summary.epoch,
+        "trained": plan.trained(index),
+        "sizes": list(plan.sizes),
+        "val": dict(summary.val),
+        "detector_digest": detector.digest,
+    }
+    save = functools.partial(save_rows, rows=rows, meta=meta)
+    logging = config.logging
+    if logging.save_stage_weights and (within + 1) % logging.ckpt_freq_epoch == 0:
+        save(folder / f"{name}_epoch_{within + 1}.npz")
+    if _is_best(folder / f"{name}_best.npz", summary):
+        save(folder / f"{name}_best.npz")
+    if within + 1 == plan.stage_epochs or summary.epoch == summary.epochs:
+        save(folder / f"{name}_final.npz")
+    if summary.best:
+        save(folder / "global_best.npz")
+    save(folder / "last.npz")
+
+
+def _is_best(path: Path, summary: EpochSummary) -> bool:
+    """Whether no earlier epoch of the stage, as far as the file tells, was better."""
+    try:
+        meta = load_rq(path)[2]
+    except CheckpointError:
+        return True
+    return meta["epoch"] >= summary.epoch or summary.val["loss"] < meta["val"]["loss"]
+
+
+def _evaluate(
+    config: Any,
+    plan: StageSchedule,
+    detector: LidarDetector,
+    records: Mapping[str, LidarRecords],
+    voxelisers: Mapping[str, Any],
+    result: FitResult,
+    workdir: Path,
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    """Tables from training sweeps, then every point on the held-out ones.
+
+    The codebooks are those of the last epoch: it alone has all rows, and earlier rows are the same
+    as in every file before.
+    """
+    last = workdir / STAGES / "last.npz"
+    rows = load_rq(last)[0] if last.exists() else rows_of(result.state.params, result.state.stats)
+    quantiser = rq_grid.Quantiser(detector, rows)
+    LOG.info("Learning the tables of %d codebooks x %s.", len(rows), plan.sizes)
+    model, counts = rq_grid.learn_model(
+        quantiser, records["train"], plan.sizes, config.evaluation.table_frames
+    )
+    meta = _record(config, detector, plan.sizes)
+    save_model(workdir / RQ_FILE, model, meta)
+    held_out = records["validation"]
+    pictures = Pictures(detector.cfg, held_out, config.evaluation.pictures)
+    points = _points(config, model.rows.shape, plan.sizes)
+    table, kitti = rq_grid.measure(
+        quantiser, model, held_out, points, counts=counts, anchors=config.evaluation.anchors,
+        folder=workdir / "streams", keep=pictures.keep, progress=progress,
+    )  # fmt: skip
+    rq_grid.write_table(workdir, table)
+    print(rq_grid.markdown(table), end="")
+    write_page(workdir, table, counts, pictures, plan)
+    best = max((r for r in table if r["system"] == "residual codes"), key=lambda r: r["bytes"])
+    raw = next(r for r in table if r["system"] == rq_grid.UNCOMPRESSED)
+    keys = [k for k in best if k.startswith("map_")]
+    return {
+        "frames": len(held_out),
+        "classes": list(detector.classes),
+        "grid": table,
+        "kitti": {name: kitti[name] for name in (rq_grid.UNCOMPRESSED, best["name"])},
+        "bytes_per_frame": best["bytes"],
+        "raw_bytes_per_frame": raw["bytes"],
+        "compression_ratio": raw["bytes"] / best["bytes"],
+        "encode_ms": best["encode_ms"],
+        "decode_ms": best["decode_ms"],
+        "feature_shape": [*detector.cfg.grid.shape, int(rows.shape[2])],
+        **{k: best[k] for k in keys},
+        **{f"{k}_uncompressed": raw.get(k) for k in keys},
+        "voxelised": {name: one.counts() for name, one in voxelisers.items()},
+        "params": int(rows.size),
+        "params_digest": checkpoint.tree_digest({"rows": rows}),
+        "detector_digest": detector.digest,
+        "weights_bytes": (workdir / RQ_FILE).stat().st_size,
+    }
+
+
+def _record(config: Any, detector: LidarDetector, sizes: Sequence[int]) -> dict[str, Any]:
+    return {
+        "sizes": list(sizes),
+        "detector": config.detector.path or "shipped",
+        "detector_digest": detector.digest,
+        "seed": config.seed,
+    }
+
+
+def _points(config: Any, shape: tuple[int, ...], sizes: Sequence[int]) -> list[Point]:
+    """What the config asks for: one point, or the whole grid."""
+    count = config.evaluation.use_num_codebook
+    size = config.evaluation.use_num_embedding
+    if not count and not size:
+        return rq_grid.grid_points(shape[0], sizes)
+    return [(size or max(sizes),) * (count or shape[0])]
+
+
+def evaluate_checkpoint(
+    config: Any, rq_ckpt: str, points: Sequence[Point], workdir: str = ""
+) -> list[dict[str, Any]]:
+    """Measures points of saved codebooks on the held-out sweeps of a config; nothing is trained.
+
+    Args:
+      config: data and detector.
+      rq_ckpt: `rq.npz`, a file of a stage, or a run directory.
+      points: what to measure; empty: the whole grid.
+      workdir: gets the table; empty: it is printed only.
+
+    Returns:
+      The table.
+
+    Raises:
+      CheckpointError: the file cannot be read, is of another detector, or does not hold a point.
+    """
+    rows, model, meta = load_rq(rq_ckpt)
+    detector = frozen_detector(config)
+    if meta.get("detector_digest") not in (None, detector.digest):
+        raise CheckpointError(
+            f"{rq_ckpt!r} was trained with other frozen weights; give the detector it had as "
+            "--config.detector.path"
+        )
+    trained = [int(n) for n in meta.get("trained", [rows.shape[1]] * len(rows))]
+    points = [_held(rows.shape, trained, point, rq_ckpt) for point in points]
+    sizes = tuple(n for n in meta["sizes"] if n <= max(trained))
+    wanted = tuple(sorted({*sizes, *(n for point in points for n in point)}))
+    points = points or rq_grid.grid_points(sum(n > 0 for n in trained), sizes)
+    _, records, _ = lidar_data(config, detector.cfg)
+    quantiser = rq_grid.Quantiser(detector, rows)
+    if model is None or any((k, n) not in model.tables for p in points for k, n in enumerate(p)):
+        LOG.info("%s has no tables for the points asked for; learning them.", rq_ckpt)
+        model, _ = rq_grid.learn_model(
+            quantiser, records["train"], wanted, config.evaluation.table_frames
+        )
+    table, _ = rq_grid.measure(
+        quantiser, model, records["validation"], points, anchors=config.evaluation.anchors
+    )
+    if workdir:
+        rq_grid.write_table(Path(workdir), table)
+    print(rq_grid.markdown(table), end="")
+    return table
+
+
+def _held(shape: tuple[int, ...], trained: Sequence[int], point: Point, where: str) -> Point:
+    """The point, unless codebooks or rows are asked for that no stage has trained yet."""
+    from jaxcomp.codecs.residual_vq import checked_point
+
+    finished = [n for n in trained if n]
+    point = checked_point((len(finished), max(finished), shape[2]), point, repr(where))
+    for k, n in enumerate(point):
+        if n > trained[k]:
+            raise CheckpointError(
+                f"{where!r}: codebook {k} holds {trained[k]} embeddings, {n} are asked for"
+            )
+    return point
+
+
+def describe(config: Any) -> dict[str, Any]:
+    """Size of the codebooks and the cost of the search for a sweep of as many pillars as fit."""
+    detector = frozen_detector(config)
+    plan = schedule(config, 1)
+    count, size, features = config.model.n_codebook, plan.sizes[-1], detector.cfg.encoder_features
+    pillars = detector.cfg.max_pillars_eval
+    return complexity.description(
+        f"{count} codebooks of {size} x {features}, at most {pillars} pillars a sweep",
+        {f"codebook{k}": size * features for k in range(count)},
+        {f"codebook{k}": pillars * size * features for k in range(count)},
+        stages=plan.stages,
+        stage_names=[plan.name(i) for i in range(plan.stages)],
+    )
+
+
+def with_point(config: Any, codebooks: int, embeddings: int) -> ConfigDict:
+    """A copy of the config that asks for one point; 0 leaves the number as it is."""
+    copy = ConfigDict(config)
+    with copy.unlocked():
+        copy.evaluation.use_num_codebook = codebooks or config.evaluation.use_num_codebook
+        copy.evaluation.use_num_embedding = embeddings or config.evaluation.use_num_embedding
+    return copy
