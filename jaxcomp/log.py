@@ -232,8 +232,16 @@ def open_handlers(path: str | os.PathLike[str], primary: bool = True) -> Iterato
     """
     file = Path(path) / "train.log"
     name = os.path.abspath(file)
-    if not primary or any(getattr(h, "baseFilename", None) == name for h in LOG.handlers):
+    if any(getattr(h, "baseFilename", None) == name for h in LOG.handlers):
         yield
+        return
+    if not primary:  # the first process tells everything that all of them see
+        level = LOG.level
+        LOG.setLevel(logging.ERROR)
+        try:
+            yield
+        finally:
+            LOG.setLevel(level)
         return
     with disk_errors(path):
         file.parent.mkdir(parents=True, exist_ok=True)

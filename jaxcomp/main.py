@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcomp import config as config_lib
-from jaxcomp.errors import JaxcompError
+from jaxcomp.errors import ConfigError, JaxcompError
 
 HELP = """\
 Trains one workload, evaluates it with real bytes, and writes a report.
@@ -23,6 +23,11 @@ Trains one workload, evaluates it with real bytes, and writes a report.
   --workdir=DIR            this run directory, not a new one below checkpoints/
   --mode=train|eval        eval: measure the trained state of --workdir again; of a folder of runs,
                            every codec in it beside the anchors (`python -m jaxcomp evaluate`)
+  --coordinator=HOST:PORT  one of several processes: where process 0 listens, or "auto" on a TPU
+                           pod, under Slurm, Open MPI or Kubernetes
+  --processes=N --process_id=I   how many there are, and which one this is (not with "auto")
+  --rq_ckpt=FILE --eval_num_codebooks=K --eval_num_embeddings=N    with --mode=eval: measure
+                           saved codebooks of pointpillars_rq.py at a point (N may be 256,256,16)
   --debug                  show the whole trace of an error
 
 Run the same command again after a crash or a kill: the run continues where it was.
@@ -34,6 +39,12 @@ examples:
   KITTI_ROOT=FOLDER python -m jaxcomp.main --config=configs/detector.py:kitti
 """
 
+CODES = {
+    "--rq_ckpt": "evaluation.rq_ckpt",
+    "--eval_num_codebooks": "evaluation.use_num_codebook",
+    "--eval_num_embeddings": "evaluation.use_num_embedding",
+}
+
 
 def parse(argv: Sequence[str]) -> tuple[str | None, list[str], argparse.Namespace]:
     """(config file with arguments, overrides, other flags) of a command line."""
@@ -43,9 +54,16 @@ def parse(argv: Sequence[str]) -> tuple[str | None, list[str], argparse.Namespac
     parser.add_argument("-h", "--help", action="store_true")
     parser.add_argument("--workdir", default="")
     parser.add_argument("--mode", choices=("train", "eval"), default="train")
+    parser.add_argument("--coordinator", default="")
+    parser.add_argument("--processes", type=int, default=1)
+    parser.add_argument("--process_id", type=int, default=0)
+    for flag in CODES:  # of configs/pointpillars_rq.py
+        parser.add_argument(flag, default="")
     parser.add_argument("--debug", action="store_true")
     spec, overrides, rest = config_lib.split_argv(argv)
-    return spec, overrides, parser.parse_args(rest)
+    args = parser.parse_args(rest)
+    named = ((key, getattr(args, flag.removeprefix("--"))) for flag, key in CODES.items())
+    return spec, [*overrides, *(f"{key}={value}" for key, value in named if value)], args
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -61,6 +79,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             print(HELP, end="", file=sys.stdout if args.help else sys.stderr)
             return 0 if args.help else 2
         config = config_lib.load_config(spec, overrides)
+        _join(args)
         run(config, argv, workdir=args.workdir, mode=args.mode, started=started)
     except (JaxcompError, OSError) as error:
         if debug:
@@ -85,11 +104,23 @@ def _compare(workdir: str, spec: str | None, overrides: Sequence[str]) -> bool:
     return True
 
 
+def _join(args: argparse.Namespace) -> None:
+    """Meets the other processes, if there are any."""
+    if args.processes > 1 and not args.coordinator:
+        raise ConfigError("--processes needs --coordinator=HOST:PORT, that of process 0")
+    if args.coordinator:
+        from jaxcomp import processes
+
+        processes.join(args.coordinator, args.processes, args.process_id)
+
+
 def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: float) -> Any:
     """Trains (or only evaluates) a validated config; returns the summary."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-    from jaxcomp.jobs import runner
+    from jaxcomp.jobs import evaluate_saved, runner
 
+    if mode == "eval" and evaluate_saved(config, workdir):
+        return None
     return runner.run(config, argv, workdir=workdir, mode=mode, started=started)
 
 

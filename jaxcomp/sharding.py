@@ -8,6 +8,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from jaxcomp.errors import ShapeError
 from jaxcomp.types import Batch, PyTree
 
 
@@ -42,8 +43,17 @@ def put_batch(mesh: Mesh, batch: Batch) -> Batch:
 
     Returns:
       The same keys with jax arrays, sharded along the first axis where it divides.
+
+    Raises:
+      ShapeError: with several processes it must divide, and does not.
     """
     processes = jax.process_count()
+    rows = {np.shape(x)[0] * processes for x in jax.tree.leaves(dict(batch)) if np.ndim(x)}
+    if processes > 1 and any(n % mesh.devices.size for n in rows):
+        raise ShapeError(
+            f"batches of {sorted(rows)} rows cannot be shared out among {mesh.devices.size} "
+            "devices; set config.training.batch_size to a multiple of their number"
+        )
 
     def put(x: np.ndarray) -> jax.Array:
         x = np.asarray(x)
@@ -60,8 +70,3 @@ def put_batch(mesh: Mesh, batch: Batch) -> Batch:
 def replicate(mesh: Mesh, tree: PyTree) -> PyTree:
     """Copies a tree to every device of the mesh; the result shares no buffer with `tree`."""
     return jax.tree.map(lambda x: jax.device_put(np.array(x), replicated(mesh)), tree)
-
-
-def is_primary() -> bool:
-    """Whether this process writes logs and summaries."""
-    return jax.process_index() == 0

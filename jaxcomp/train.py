@@ -28,7 +28,7 @@ import jax
 import numpy as np
 import optax
 
-from jaxcomp import log, optim, sharding
+from jaxcomp import log, optim, processes, sharding
 from jaxcomp.checkpoint import Checkpointer, leaf_paths, tree_digest
 from jaxcomp.errors import CheckpointError, DataError, NonFiniteError
 from jaxcomp.feed import Feeder, prefetched
@@ -68,8 +68,16 @@ class _Signals:
             signal.signal(signum, handler)
         self._old = {}
 
+    def poll(self, step: int) -> None:
+        """Notes a SIGTERM that any of several processes got, at the same step in all of them."""
+        if not self.signum and processes.preempted(step):
+            self.signum = signal.SIGTERM
+            LOG.warning("A process is to stop: saving after this step.")
+
     def __enter__(self) -> _Signals:
-        if threading.current_thread() is threading.main_thread():
+        # Of several processes, the coordination service listens to SIGTERM.
+        alone = processes.count() == 1
+        if alone and threading.current_thread() is threading.main_thread():
             for signum in (signal.SIGINT, signal.SIGTERM):
                 self._old[signum] = signal.signal(signum, self._note)
         return self
@@ -150,12 +158,13 @@ def fit(
     Args:
       task: the workload.
       config: a valid config; `training`, `checkpoint`, `log`, `alerts` and `seed` are read.
-      data: training and validation data.
+      data: training and validation data; of several processes, each reads its part of them.
       workdir: the run directory; `checkpoints/`, `metrics.jsonl` and `train.log` are made in it.
       tx: an optimiser instead of `optim.make_optimiser(config.training, ...)`; the plateau
         schedule needs `hyperparams["learning_rate"]` in its state.
       mesh: the devices; all by default.
-      callbacks: called with an `EpochSummary` after each epoch, before its checkpoint. After a
+      callbacks: called with an `EpochSummary` after each epoch, before its checkpoint, in the
+        first process. After a
         kill an epoch may be told again with the same content, so write files by replacing them.
       resume: False refuses a directory that holds checkpoints.
 
@@ -166,10 +175,12 @@ def fit(
       Interrupted: SIGINT or SIGTERM came; everything is saved.
       NonFiniteError: as `config.training.on_nonfinite` says.
       CheckpointError: the directory cannot be used or holds something else.
-      DataError: there is no data.
+      DataError: there is no data, or it cannot be shared out among the processes.
+      ProcessError: another process is gone.
     """
     workdir = Path(workdir)
     mesh = mesh or sharding.make_mesh()
+    data = _part_of(data)
     training = config.training
     if data.steps_per_epoch < 1:
         raise DataError("An epoch has no batch; lower config.training.batch_size.")
@@ -191,7 +202,21 @@ def fit(
         state, progress = _resume(saver, state, progress, resume)
         iterator.set_state(progress.data)
         run = _Run(task, config, data, workdir, tx, mesh, callbacks, saver, state, frozen, progress)
-        return run.go(iterator)
+        try:
+            return run.go(iterator)
+        except (RuntimeError, ValueError) as error:
+            if not processes.lost(error):
+                raise
+            raise processes.gone(f"step {run.progress.step}", error) from error
+
+
+def _part_of(data: DataSplits) -> DataSplits:
+    """The data of this process."""
+    if processes.count() == 1:
+        return data
+    if data.sharded is None:
+        raise DataError("these data are for one process: they cannot be shared out among several")
+    return data.sharded(processes.index(), processes.count())
 
 
 def _resume(
@@ -263,7 +288,7 @@ class _Run:
             total_steps=config.training.epochs * self.data.steps_per_epoch,
             step=progress.step,
             config=config.to_dict(),
-            primary=sharding.is_primary(),
+            primary=processes.is_primary(),
         )
         with self.out, _Signals() as self.signals:
             if progress.step == 0:
@@ -297,6 +322,7 @@ class _Run:
             pending.append(metrics)
             collect(LAG)
             reached = progress.step + len(pending)
+            self.signals.poll(reached)
             due = (every and reached % every == 0) or self.signals.signum
             if due and done < steps:  # the last batch is saved with the validation that follows
                 collect(0)
@@ -384,12 +410,13 @@ class _Run:
             grad_norm=train.get("grad_norm", 0.0),
             best=best,
             alerts=alerts,
-            state=self.state,
-            frozen=self.frozen,
+            state=processes.local(self.state),
+            frozen=processes.local(self.frozen),
             workdir=self.workdir,
         )
-        for callback in self.callbacks:
-            callback(summary)
+        if processes.is_primary():
+            for callback in self.callbacks:
+                callback(summary)
         self._save()
 
     def _decide(self, loss: float) -> bool:
@@ -467,8 +494,8 @@ class _Run:
             else:
                 LOG.warning("The best step %d is gone; using the last one.", best["step"])
         return FitResult(
-            state=state,
-            frozen=self.frozen,
+            state=processes.local(state),
+            frozen=processes.local(self.frozen),
             history=progress.history,
             best_epoch=best.get("epoch", progress.epoch),
             best_loss=best.get("loss", math.nan),

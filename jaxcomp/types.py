@@ -60,6 +60,8 @@ class DataSplits:
       train_once: like `validation`, over the training rows: each once, in order, not augmented.
       fingerprint: what tells these data from others where the config alone does not; a run goes on
         with the same one only.
+      sharded: `sharded(index, count)` makes the part of one of `count` processes: of each batch of
+        `train` and `validation` its own rows. None: the data are for one process.
     """
 
     train: Callable[[], Any]
@@ -67,6 +69,7 @@ class DataSplits:
     validation: Callable[[], Iterator[Batch]]
     train_once: Callable[[], Iterator[Batch]] | None = None
     fingerprint: str = ""
+    sharded: Callable[[int, int], DataSplits] | None = None
 
 
 @runtime_checkable

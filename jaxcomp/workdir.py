@@ -194,6 +194,30 @@ def find_unfinished(parent: Path, digest: str) -> Path | None:
     return next(fits, None)
 
 
+class FollowedWorkdir:
+    """A run directory that another process of the same run has opened: nothing is written to it.
+
+    Attributes:
+      path: the directory.
+      resumed: whether it existed with this config before.
+      finished: whether it held a summary when the run began.
+    """
+
+    def __init__(self, path: str | os.PathLike[str], resumed: bool, finished: bool):
+        self.path, self.resumed, self.finished = Path(path), resumed, finished
+
+    def write_json(self, name: str, content: Mapping[str, Any]) -> Path:
+        """Where the other process writes it."""
+        del content
+        return self.path / name
+
+    def discard_unused(self) -> None:
+        """Leaves it to the other process."""
+
+    def close(self) -> None:
+        """Has no lock to give back."""
+
+
 def open_workdir(
     config: config_lib.ConfigDict,
     *,

@@ -58,8 +58,11 @@ def level_draws(splits: DataSplits, levels: Sequence[str], seed: int) -> DataSpl
     def choose(batch: Batch, level: str) -> Batch:
         return {**batch, "take": {level: batch["mask"]}}
 
+    sharded = splits.sharded
     return dataclasses.replace(
-        splits, train=lambda: LevelDraws(splits.train(), levels, seed, choose)
+        splits,
+        train=lambda: LevelDraws(splits.train(), levels, seed, choose),
+        sharded=sharded and (lambda *shard: level_draws(sharded(*shard), levels, seed)),
     )
 
 
@@ -85,12 +88,33 @@ def cached_levels(
     if not draw:
         return array_splits(train, validation, batch_size, seed)
     frames = {"row": np.arange(len(next(iter(train.values()))))}
-    rows = array_splits(frames, {"row": np.arange(1)}, batch_size, seed)
-    whole = array_splits(train, validation, batch_size, seed)
+    return _drawn(
+        train,
+        array_splits(frames, {"row": np.arange(1)}, batch_size, seed),
+        array_splits(train, validation, batch_size, seed),
+        levels,
+        seed,
+    )
+
+
+def _drawn(
+    train: Mapping[str, np.ndarray],
+    rows: DataSplits,
+    whole: DataSplits,
+    levels: Sequence[str],
+    seed: int,
+) -> DataSplits:
+    """`whole`, but with the levels drawn in training: only the drawn one is read."""
 
     def choose(batch: Batch, level: str) -> Batch:
         own = {key: x for key, x in train.items() if key in (level, f"regions_{level}")}
         rows = {key: np.take(x, batch["row"], axis=0) for key, x in own.items()}
         return {"mask": batch["mask"], **rows}
 
-    return dataclasses.replace(whole, train=lambda: LevelDraws(rows.train(), levels, seed, choose))
+    shard_rows, shard_whole = rows.sharded, whole.sharded
+    assert shard_rows and shard_whole
+    return dataclasses.replace(
+        whole,
+        train=lambda: LevelDraws(rows.train(), levels, seed, choose),
+        sharded=lambda *shard: _drawn(train, shard_rows(*shard), shard_whole(*shard), levels, seed),
+    )

@@ -3,6 +3,9 @@
 A training batch is a pure function of (seed, step): the step gives the epoch, the epoch its
 permutation, the permutation the rows. So the position of an iterator is one number, and restoring
 it gives exactly the batches that would have followed. Grain runs that function ahead in threads.
+
+Of several processes each reads its own part of every batch. What they read together is the batch
+that one process would have read, augmentation included.
 """
 
 from __future__ import annotations
@@ -17,7 +20,8 @@ import numpy as np
 from jaxcomp.errors import DataError
 from jaxcomp.types import Batch, DataSplits
 
-Gather = Callable[[np.ndarray, np.random.Generator | None], dict[str, np.ndarray]]
+# rows and a generator (or None) to a batch; draws have the row as their first axis
+Gather = Callable[[np.ndarray, Any], dict[str, np.ndarray]]
 _ENDLESS = 2**40  # steps; a bound that no run reaches
 
 
@@ -26,6 +30,39 @@ def epoch_order(size: int, seed: int, epoch: int) -> np.ndarray:
     return np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, epoch]))).permutation(
         size
     )
+
+
+class PartOfDraws:
+    """Draws for a whole batch of which a process keeps its own rows.
+
+    It has the methods of `numpy.random.Generator` that augmentations use, for sizes whose first
+    axis is the row. However many processes share a batch, a row gets the same numbers.
+    """
+
+    def __init__(self, rng: np.random.Generator, index: int, count: int):
+        """Keeps part `index` of `count` equal parts of what `rng` draws."""
+        self._rng, self._index, self._count = rng, index, count
+
+    def _part(self, draw: Callable[[tuple[int, ...]], np.ndarray], size: Any) -> np.ndarray:
+        rows, *rest = (size,) if isinstance(size, int) else size
+        return draw((rows * self._count, *rest))[self._index * rows : (self._index + 1) * rows]
+
+    def random(self, size: Any) -> np.ndarray:
+        """As of the generator."""
+        return self._part(self._rng.random, size)
+
+    def uniform(self, low: float, high: float, size: Any) -> np.ndarray:
+        """As of the generator."""
+        return self._part(functools.partial(self._rng.uniform, low, high), size)
+
+    def integers(self, low: int, high: int, size: Any) -> np.ndarray:
+        """As of the generator."""
+        return self._part(functools.partial(self._rng.integers, low, high), size)
+
+    def permuted(self, x: np.ndarray, axis: int) -> np.ndarray:
+        """As of the generator, for rows that are all alike."""
+        whole = np.concatenate([x] * self._count)
+        return self._part(lambda size: self._rng.permuted(whole, axis=axis), x.shape)
 
 
 class TrainBatches:
@@ -59,8 +96,10 @@ class TrainBatches:
 
     def __call__(self, step: int) -> dict[str, np.ndarray]:
         """The batch of a step."""
-        entropy = np.random.SeedSequence([self.seed, 1, int(step), self.shard[0]])
-        rng = np.random.Generator(np.random.Philox(entropy))
+        entropy = np.random.SeedSequence([self.seed, 1, int(step), 0])
+        rng: Any = np.random.Generator(np.random.Philox(entropy))
+        if self.shard[1] > 1:
+            rng = PartOfDraws(rng, *self.shard)
         return _with_mask(self.gather(self.rows(int(step)), rng), self.batch_size)
 
 
@@ -85,11 +124,25 @@ def train_iterator(batches: TrainBatches, threads: int = 1, ahead: int = 2) -> A
     return iter(steps.to_iter_dataset(options))
 
 
-def validation_batches(gather: Gather, size: int, batch_size: int) -> Iterator[Batch]:
-    """Every row once, in order; the last batch is padded and masked."""
-    for start in range(0, size, batch_size):
+def validation_batches(
+    gather: Gather, size: int, batch_size: int, shard: tuple[int, int] = (0, 1)
+) -> Iterator[Batch]:
+    """Every row once, in order; the last batch is padded and masked.
+
+    Args:
+      gather: reads rows.
+      size: how many there are.
+      batch_size: rows of a batch (of this process).
+      shard: (index, count) of this process, which gets its part of every batch.
+    """
+    index, count = shard
+    for start in range(index * batch_size, size + index * batch_size, batch_size * count):
         rows = np.arange(start, min(start + batch_size, size))
-        yield _with_mask(gather(rows, None), batch_size)
+        if len(rows):
+            yield _with_mask(gather(rows, None), batch_size)
+        else:  # the others' parts hold the last rows
+            batch = _with_mask(gather(np.zeros(1, np.int64), None), batch_size)
+            yield {**batch, "mask": np.zeros_like(batch["mask"])}
 
 
 def make_data_splits(
@@ -109,7 +162,8 @@ def make_data_splits(
       batch_size: rows of a batch (of this process).
       seed: of shuffling and augmentation.
       threads: that prepare training batches ahead; 0 prepares them in the caller.
-      shard: (index, count) of this process.
+      shard: (index, count) of this process. The result's `sharded` makes the same data for
+        another one.
 
     Raises:
       DataError: a split has no rows, or fewer than one batch to train on.
@@ -127,9 +181,27 @@ def make_data_splits(
     return DataSplits(
         train=functools.partial(train_iterator, batches, threads),
         steps_per_epoch=batches.steps_per_epoch,
-        validation=functools.partial(validation_batches, *validation, batch_size),
+        validation=functools.partial(validation_batches, *validation, batch_size, shard),
         train_once=functools.partial(validation_batches, *train, batch_size),
-    )
+        sharded=lambda index, count: make_data_splits(
+            train, validation, part_of_batch(batch_size * shard[1], count), seed, threads,
+            (index, count),
+        ),
+    )  # fmt: skip
+
+
+def part_of_batch(batch_size: int, count: int) -> int:
+    """Rows of each process.
+
+    Raises:
+      DataError: the processes cannot have equal parts.
+    """
+    if batch_size % count:
+        raise DataError(
+            f"config.training.batch_size={batch_size} rows cannot be shared out among {count} "
+            f"processes; the nearest that can is {max(1, round(batch_size / count)) * count}"
+        )
+    return batch_size // count
 
 
 def array_splits(

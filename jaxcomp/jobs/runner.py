@@ -8,13 +8,13 @@ import hashlib
 import json
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
 
-from jaxcomp import checkpoint, log, sharding, train
+from jaxcomp import checkpoint, log, processes, train
 from jaxcomp import config as config_lib
 from jaxcomp import workdir as workdir_lib
 from jaxcomp.errors import CheckpointError, JaxcompError
@@ -49,25 +49,43 @@ def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: f
         raise CheckpointError(
             f"--mode=eval needs --workdir=DIR with a trained run, {workdir!r} holds no checkpoints"
         )
-    with workdir_lib.open_workdir(
-        config,
-        name=name,
-        root=root,
-        explicit=workdir or None,
-        argv=["python -m jaxcomp.main", *argv],
-    ) as directory:
+    with _open(config, argv, root, name, workdir) as directory:
         if directory.finished and mode == "train":
-            print(f"{directory.path} is finished; its summary:")
-            return _show(directory.path)
-        print(f"run directory: {directory.path}{' (resuming)' if directory.resumed else ''}")
-        with log.open_handlers(directory.path, sharding.is_primary()):
+            return _show(directory.path, f"{directory.path} is finished; its summary:")
+        if processes.is_primary():
+            print(f"run directory: {directory.path}{' (resuming)' if directory.resumed else ''}")
+        with log.open_handlers(directory.path, processes.is_primary()):
             _use_compilation_cache()
             try:
                 _train_and_evaluate(config, argv, directory, mode, started)
             except JaxcompError:
                 directory.discard_unused()
                 raise
+        processes.wait_for_all("the summary")
         return _show(directory.path)
+
+
+@contextlib.contextmanager
+def _open(config: Any, argv: Sequence[str], root: str, name: str, explicit: str) -> Iterator[Any]:
+    """The run directory. Of several processes the first one opens it, the others follow."""
+    opened: list[workdir_lib.Workdir] = []
+
+    def first() -> dict[str, Any]:
+        one = workdir_lib.open_workdir(
+            config,
+            name=name,
+            root=root,
+            explicit=explicit or None,
+            argv=["python -m jaxcomp.main", *argv],
+        )
+        opened.append(one)
+        return {"path": str(one.path), "resumed": one.resumed, "finished": one.finished}
+
+    digest = config_lib.digest(config)
+    processes.check_agreement(digest, "config", "start all with the same command")
+    told = processes.from_primary(first, "run directory")
+    with contextlib.closing(opened[0] if opened else workdir_lib.FollowedWorkdir(**told)) as one:
+        yield one
 
 
 def _train_and_evaluate(
@@ -77,11 +95,16 @@ def _train_and_evaluate(
     timing = _Timing(directory, started)
     try:
         evaluated = _trained(directory, timing) if mode == "eval" else None
+        if evaluated and not processes.is_primary():
+            return  # there is nothing to share out
         job = build_job(config)
-        _check_data(job, directory)
+        processes.check_agreement(job.fingerprint, "data set", "give all of them the same data")
+        processes.from_primary(lambda: _check_data(job, directory), "record of the data")
         if evaluated:
             _check_frozen(job, directory)
         result = evaluated or _train(job, config, directory, timing)
+        if not processes.is_primary():
+            return
         with workdir_lib.disk_errors(directory.path):
             metrics = job.evaluate(result, directory.path, _frames_done("evaluate"))
     except BaseException:
@@ -281,11 +304,15 @@ def _summary(
     }
 
 
-def _show(path: Path) -> dict[str, Any]:
+def _show(path: Path, title: str = "") -> dict[str, Any]:
     """Prints the summary of a finished run, whose page is made again if it is gone."""
     from jaxcomp import report
 
     summary = read_summary(path)
+    if not processes.is_primary():
+        return summary
+    if title:
+        print(title)
     if not (path / "index.html").exists():
         report.build_page(path)
     print(report.text_table(summary))

@@ -1,0 +1,173 @@
+"""Several processes that train together: joining, telling each other things, waiting, stopping.
+
+Everything here but `join` works for one process too, and then does nothing. What the processes say
+to each other goes through the coordination service of `jax.distributed`, not through the devices:
+waiting there for a slow process breaks no collective.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+
+from jaxcomp.errors import JaxcompError
+from jaxcomp.types import PyTree
+
+HEARTBEAT_SECONDS = 30  # after which a silent process counts as dead
+LONG_SECONDS = 7 * 24 * 3600  # others may evaluate for days
+_names = itertools.count()  # every message has a name of its own; all processes count alike
+
+
+class ProcessError(JaxcompError):
+    """Processes could not meet, disagree, or one of them is gone."""
+
+
+def join(coordinator: str, count: int, index: int, *, timeout: int = 300) -> None:
+    """Makes this process one of several; call it before anything is computed.
+
+    Args:
+      coordinator: HOST:PORT of process 0, or "auto" where the cluster tells (TPU pods, Slurm,
+        Open MPI, Kubernetes); then the other arguments are not used.
+      count: processes.
+      index: of this one, from 0.
+      timeout: seconds to wait for the others.
+
+    Raises:
+      ProcessError: bad arguments, or the others did not come.
+    """
+    flags = os.environ.get("XLA_FLAGS", "")
+    if "xla_cpu_collective_call_terminate" not in flags:
+        # Processes on a CPU compile at their own pace; 40 seconds, the default, are not enough.
+        os.environ["XLA_FLAGS"] = f"{flags} --xla_cpu_collective_call_terminate_timeout_seconds=900"
+    options: dict[str, Any] = {}
+    if coordinator != "auto":
+        if not 0 <= index < count:
+            raise ProcessError(f"--process_id={index} must be from 0 to {count - 1}")
+        options = {"coordinator_address": coordinator, "num_processes": count, "process_id": index}
+    try:
+        jax.distributed.initialize(
+            **options,
+            initialization_timeout=timeout,
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+        )
+    except (RuntimeError, ValueError) as error:
+        reason = (str(error).splitlines() or [""])[0][:160]
+        raise ProcessError(
+            f"the processes did not find each other at {coordinator!r} ({reason}); start all of "
+            "them with the same --coordinator, and check that the port is free and reachable"
+        ) from error
+
+
+def count() -> int:
+    """How many processes there are."""
+    return jax.process_count()
+
+
+def index() -> int:
+    """Which one this is."""
+    return jax.process_index()
+
+
+def is_primary() -> bool:
+    """Whether this process writes logs, summaries and files."""
+    return index() == 0
+
+
+def _client() -> Any:
+    from jax._src import distributed  # the coordination service has no public door
+
+    return distributed.global_state.client
+
+
+def wait_for_all(what: str, seconds: int = LONG_SECONDS) -> None:
+    """Returns when every process is here.
+
+    Raises:
+      ProcessError: they did not come in time, or one died.
+    """
+    if count() == 1:
+        return
+    try:
+        _client().wait_at_barrier(f"jaxcomp-{next(_names)}-{what}", 1000 * seconds)
+    except Exception as error:
+        raise gone(f"waiting for {what}", error) from error
+
+
+def from_primary(make: Callable[[], Any], what: str) -> Any:
+    """The JSON value that `make` returns in the first process, in all of them.
+
+    If it raises there, it raises in all of them: the others with the message.
+
+    Raises:
+      ProcessError: the first process failed or died.
+    """
+    if count() == 1:
+        return make()
+    key = f"jaxcomp/{next(_names)}/{what}"
+    if is_primary():
+        try:
+            value = make()
+        except BaseException as error:
+            _client().key_value_set(key, json.dumps({"error": str(error) or type(error).__name__}))
+            raise
+        _client().key_value_set(key, json.dumps({"value": value}))
+        return value
+    try:
+        told = json.loads(_client().blocking_key_value_get(key, 1000 * LONG_SECONDS))
+    except Exception as error:
+        raise gone(f"waiting for {what} of process 0", error) from error
+    if "error" in told:
+        raise ProcessError(f"process 0: {told['error']}")
+    return told["value"]
+
+
+def check_agreement(value: str, what: str, fix: str) -> None:
+    """Raises `ProcessError` unless all processes hold the value of the first one."""
+    first = from_primary(lambda: value, what)
+    if first != value:
+        raise ProcessError(f"process {index()} has another {what} than process 0; {fix}")
+
+
+def preempted(step: int) -> bool:
+    """Whether some process was told to stop (SIGTERM), True at the same step in all of them.
+
+    Call it at every step, in all processes. With one process it is always False.
+    """
+    if count() == 1:
+        return False
+    from jax.experimental import multihost_utils
+
+    return multihost_utils.reached_preemption_sync_point(step)
+
+
+def local(tree: PyTree) -> PyTree:
+    """A replicated tree as arrays of this process alone; the same tree if there is one process."""
+    if count() == 1:
+        return tree
+    return jax.tree.map(lambda x: x.addressable_data(0) if isinstance(x, jax.Array) else x, tree)
+
+
+def lost(error: BaseException) -> bool:
+    """Whether an error of a computation says that another process is gone."""
+    words: Sequence[str] = ("gloo", "connection", "unavailable", "deadline", "heartbeat", "peer")
+    return count() > 1 and any(word in str(error).lower() for word in words)
+
+
+def gone(where: str, error: BaseException) -> ProcessError:
+    """The error for a computation or a wait that another process broke."""
+    reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    return ProcessError(
+        f"{where}: another process ended or does not answer ({reason}). The last checkpoint is "
+        "good: start all processes again to go on."
+    )
+
+
+def leave() -> None:
+    """Parts from the others; harmless in a single process."""
+    if _client() is not None:
+        jax.distributed.shutdown()

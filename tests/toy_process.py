@@ -1,0 +1,71 @@
+"""Trains the toy as one of several processes: a script for the tests of `jaxcomp.processes`.
+
+arguments: workdir, out file, then words KEY=VALUE of `toy.config`, and of these:
+  pause=SECONDS            before each batch is read
+  coordinator, processes, process_id, as of the main command
+"""
+
+import json
+import os
+import sys
+import time
+
+import numpy as np
+import toy
+
+from jaxcomp import processes
+from jaxcomp.errors import JaxcompError
+from jaxcomp.progress import Interrupted
+
+ROWS, INTERRUPTED, FAILED = 40, 3, 4
+
+
+def splits(batch_size, pause):
+    """The toy's rows, read slowly."""
+    from jaxcomp.data.pipeline import make_data_splits
+
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(ROWS, 3)).astype(np.float32)
+    y = x @ np.array([[1.0], [-2.0], [0.5]], np.float32)
+
+    def gather(rows, draws):
+        time.sleep(pause)
+        noise = 0 if draws is None else draws.uniform(-0.1, 0.1, (len(rows), 3))
+        return {"x": (x[rows] + noise).astype(np.float32), "y": y[rows]}
+
+    return make_data_splits((gather, ROWS), (gather, 11), batch_size, seed=0)
+
+
+def main(workdir, out, *words):
+    """Returns the exit status."""
+    options = dict(word.split("=", 1) for word in words)
+    pause = float(options.pop("pause", 0))
+    coordinator = options.pop("coordinator", "")
+    count, index = int(options.pop("processes", 1)), int(options.pop("process_id", 0))
+    try:
+        if coordinator:
+            processes.join(coordinator, count, index, timeout=60)
+        from jaxcomp.checkpoint import tree_digest
+        from jaxcomp.train import fit
+
+        config = toy.config(**{k.replace(".", "__"): v for k, v in options.items()})
+        result = fit(toy.Toy(), config, splits(config.training.batch_size, pause), workdir)
+    except Interrupted as error:
+        print(error, file=sys.stderr)
+        return INTERRUPTED
+    except JaxcompError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return FAILED
+    if processes.is_primary():
+        record = {"digest": tree_digest(result.state), "history": result.history}
+        with open(out, "w") as file:
+            json.dump(record | {"steps": result.steps}, file)
+    processes.wait_for_all("the end")
+    return 0
+
+
+if __name__ == "__main__":
+    status = main(*sys.argv[1:])
+    sys.stdout.flush(), sys.stderr.flush()
+    if status:
+        os._exit(status)  # no farewell to processes that may be gone
