@@ -146,6 +146,9 @@ def test_an_interrupted_comparison_goes_on(runs, tmp_path, monkeypatch):
 def test_systems_are_runs_that_differ_in_the_rate_weight_alone(tmp_path, data_folder):
     toy.save_run(tmp_path / "1", "random", 0.01, seed=1)
     toy.save_run(tmp_path / "2", "random", 0.02, seed=2)
+    older = json.loads((tmp_path / "2" / "config.json").read_text())
+    del older["model"]["straight_through"]  # as before there was such a key
+    (tmp_path / "2" / "config.json").write_text(json.dumps(older))
     toy.save_run(tmp_path / "3", "random", 0.02, seed=3, task_weight=1.0)
     toy.save_run(tmp_path / "4", "random", 0.02, seed=4, epochs=3)
     toy.save_run(tmp_path / "5", "joint", 0.02, seed=5)

@@ -14,7 +14,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcomp.config import changes_result, flatten
+from jaxcomp.config import changes_result, codec_config, flatten
 from jaxcomp.errors import CheckpointError
 from jaxcomp.jobs.point_store import file_name
 from jaxcomp.loaders import CODEC_FILE, LevelCodec, PyramidCodec, assemble_pyramid, load_codec
@@ -23,7 +23,7 @@ from jaxcomp.models.fpn import LEVELS
 # What may differ between the points of a curve, or says nothing about the codec.
 _POINT_KEYS = (
     *("training.rate_weight", "level", "profile", "evaluation.", "detector."),
-    "data.cache_features",
+    *("data.cache_features", "data.feature_store"),
 )
 _LEVEL_KEYS = ("training.epochs",)  # of single levels: finer ones need fewer passes
 
@@ -144,7 +144,9 @@ def _settings(codec: PyramidCodec, config: Mapping[str, Any], skip: Sequence[str
             "model": f"{model.in_channels}-{model.n_hidden}-{model.n_channels}/{model.stages}",
         }
         return tuple(sorted((k, json.dumps(v)) for k, v in content.items()))
-    leaves = {k: v for k, v in flatten(config) if changes_result(k)}
+    # Runs of earlier versions lack newer keys: they were trained as by today's defaults.
+    defaults = codec_config(config.get("profile", "embedded"))
+    leaves = {k: v for k, v in (*flatten(defaults), *flatten(config)) if changes_result(k)}
     ignored = (*_POINT_KEYS, *skip)
     kept = {
         k: json.dumps(v)

@@ -38,7 +38,7 @@ def stacked_bars(
     if not longest:
         return Chart("", WIDTH, height, alt)
     names = list(dict.fromkeys(name for _, parts in rows for name in parts))
-    looks = {name: Look("learned", i) for i, name in enumerate(names)}
+    looks = {name: Look("part", i) for i, name in enumerate(names)}
     unit = (WIDTH - 2 * EDGE - 6) / longest
     base = height - BOTTOM
     drawn = []

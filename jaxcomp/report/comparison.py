@@ -153,7 +153,7 @@ def page(results: Record, figures: Mapping[str, Chart], read: ReadArrays) -> str
         f"mAP@0.75 {results['uncompressed']['accuracy']['map75']:.3f}, "
         f"F1 {results['uncompressed']['accuracy']['f1_50']:.3f}."
     )
-    notes = "".join(f'<p class="alert">{escape(note)}</p>' for note in _notes(results))
+    notes = "".join(f'<p class="alert">{escape(note)}</p>' for note in results["notes"])
     body = f"<p>{escape(lead)}</p>{_cards(results)}{notes}{''.join(sections)}"
     return html.document("Accuracy against bytes", body, curves.CSS)
 
@@ -175,11 +175,6 @@ _PLACES = (
 )
 
 
-def _notes(results: Record) -> list[str]:
-    missing = [f"Not measured: {name} ({why})." for name, why in results["missing"].items()]
-    return [*results["notes"], *missing]
-
-
 def _cards(results: Record) -> str:
     """The cheapest point of each system that keeps enough."""
     cards = []
@@ -189,10 +184,11 @@ def _cards(results: Record) -> str:
     )
     for point in points[:6]:
         share = point["accuracy"]["map50"] / max(results["uncompressed"]["accuracy"]["map50"], 1e-9)
+        kept_words = f"{percent(share)} of mAP@0.5"
+        words = ", ".join(filter(None, (tables.setting(point), kept_words)))
         cards.append(
             f'<div class="card"><b>{number(point["bytes_per_frame"])} bytes</b>'
-            f"{escape(point['system'])}<br><span>{escape(tables.setting(point))} "
-            f"{percent(share)} of mAP@0.5</span></div>"
+            f"{escape(point['system'])}<br><span>{escape(words)}</span></div>"
         )
     words = "<p>Cheapest points that keep 95 % of the uncompressed mAP@0.5:</p>"
     return f'{words}<div class="cards">{"".join(cards)}</div>' if cards else ""
@@ -227,21 +223,61 @@ def _bars(chart: Chart | None) -> str:
 
 
 def _bd(results: Record) -> str:
+    """A table for each learned system, and in a line the pairs that have no number."""
     pairs = tables.bd_pairs(results["bd"])
-    if not pairs:
-        return ""
-    main = [p for p in pairs if p["measure"] == "map50"]
-    other = [p for p in pairs if p["measure"] != "map50"]
-    heading = [name.strip() for name, _ in tables.BD_COLUMNS]
-    shown = html.table(tables.cells(main, tables.BD_COLUMNS), heading, len(heading) - 2)
-    rest = html.table(tables.cells(other, tables.BD_COLUMNS), heading, len(heading) - 2)
-    return f"{shown}<details><summary>At equal mAP@0.75 and F1</summary>{rest}</details>"
+    measured = [p for p in pairs if _has_number(p)]
+    parts = []
+    for system in dict.fromkeys(p["test"] for p in measured):
+        own = [p for p in measured if p["test"] == system]
+        main = _bd_table([p for p in own if p["measure"] == "map50"])
+        rest = [(n, _bd_table([p for p in own if p["measure"] == n])) for n in tables.MEASURES]
+        more = "".join(
+            f"<h4>At equal {tables.MEASURES[n]}</h4>{table}" for n, table in rest if n != "map50"
+        )
+        parts.append(
+            f"<h3>{escape(system)}</h3><p>At equal {tables.MEASURES['map50']}:</p>{main}"
+            f"<details><summary>At equal mAP@0.75 and F1</summary>{more}</details>"
+        )
+    return "".join(parts) + _without_number([p for p in pairs if not _has_number(p)])
+
+
+def _has_number(pair: Record) -> bool:
+    return any(
+        pair.get(method, {}).get(name) is not None
+        for method in ("pchip", "akima")
+        for name in ("bd_rate", "bd_quality")
+    )
+
+
+def _bd_table(pairs: list[Any]) -> str:
+    columns = [c for c in tables.BD_COLUMNS if c[0] not in ("system", "at equal", "why none")]
+    heading = [name.strip() for name, _ in columns]
+    return html.table(tables.cells(pairs, columns), heading, len(heading)) if pairs else ""
+
+
+def _without_number(pairs: list[Any]) -> str:
+    """What could not be compared, by reason."""
+    reasons: dict[str, dict[str, dict[str, None]]] = {}
+    for pair in pairs:
+        reason = pair.get("pchip", {}).get("reason") or "no number"
+        reasons.setdefault(reason, {}).setdefault(pair["test"], {})[pair["anchor"]] = None
+    items = [
+        f"<li>{escape(test)} against {escape(', '.join(anchors))}: {escape(reason)}.</li>"
+        for reason, tests in reasons.items()
+        for test, anchors in tests.items()
+    ]
+    words = "<p>No number, at one measure or more:</p>"
+    return f'{words}<ul class="note">{"".join(items)}</ul>' if items else ""
 
 
 def _points(results: Record) -> str:
     heading = [name for name, _ in tables.RATE_COLUMNS]
     table = html.table(tables.cells(results["points"], tables.RATE_COLUMNS), heading, len(heading))
-    return table + _classes(results)
+    missing = "".join(
+        f'<p class="note">Not measured: {escape(name)} ({escape(why)}).</p>'
+        for name, why in results["missing"].items()
+    )
+    return missing + table + _classes(results)
 
 
 def _classes(results: Record) -> str:
@@ -276,14 +312,18 @@ def _number_at(*path: str, form: str) -> Callable[[Record], str]:
 
 def _latency_table(results: Record) -> str:
     links = results["latency"]["links_mbit_s"]
-    heading = ["system", "bytes", "edge ms", "server ms", *(f"{n:g} Mbit/s" for n in links)]
+    heading = ["system", "setting", "bytes", "encode ms", "decode ms", "edge ms", "server ms"]
+    heading += [f"at {n:g} Mbit/s" for n in links]
     rows = []
     for point in chosen_points(results):
         times = results["latency"]["rows"][point["system"]]
         rows.append(
             [
-                f"{point['system']} {tables.setting(point)}".strip(),
+                point["system"],
+                tables.setting(point),
                 number(point["bytes_per_frame"]),
+                number(point["encode_ms"], ".1f"),
+                number(point["decode_ms"], ".1f"),
                 number(point["path_ms"]["edge"], ".1f"),
                 number(point["path_ms"]["server"], ".1f"),
                 *(number(times[f"{n:g}"], ".1f") for n in links),
@@ -340,7 +380,7 @@ def _heat(results: Record, read: ReadArrays, base: Arrays) -> str:
     figures.append(_picture(source, image.shape, "the picture"))
     for point, heat in shown:
         bits = float(heat.mean()) * np.prod(results["uncompressed"]["canvas"])
-        words = f"{point['system']} {tables.setting(point)}, {bits / 8:,.0f} bytes estimated"
+        words = f"{point['system']}, {tables.setting(point)}, {bits / 8:,.0f} bytes estimated"
         mixed = pictures.overlay(image, heat, top)
         figures.append(_picture(pictures.data_uri(mixed, photo=True), image.shape, words))
     wide = " wide" if image.shape[1] > pictures.NATURAL else ""
@@ -366,7 +406,7 @@ def _boxes(results: Record, read: ReadArrays, base: Arrays) -> str:
     for point in three_rates(curve):
         arrays = read(point["name"])
         if "boxes" in arrays:
-            words = f"{point['system']} {tables.setting(point)}"
+            words = f"{point['system']}, {tables.setting(point)}"
             sets.append((words, dict(arrays)))
     frames = []
     for i in range(count):

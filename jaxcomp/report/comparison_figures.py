@@ -16,14 +16,13 @@ LEVELS = ("p2", "p3", "p4", "p5", "p6")
 
 def looks(results: Record) -> dict[str, Look]:
     """How each system is drawn, the same in every figure."""
-    counts = {"learned": 0, "anchor": 0}
-    found = {}
+    counts: dict[str, int] = {}
+    found: dict[str, Look] = {}
     for point in results["points"]:
-        if point["system"] in found:
-            continue
-        family = "learned" if point["kind"] == "learned" else "anchor"
-        found[point["system"]] = Look(point["kind"], counts[family])
-        counts[family] += 1
+        kind = point["kind"]
+        if point["system"] not in found:
+            found[point["system"]] = Look(kind, counts.get(kind, 0))
+            counts[kind] = counts.get(kind, 0) + 1
     return found
 
 
@@ -150,24 +149,28 @@ def level_shares(results: Record) -> Chart:
 
 
 def codec_times(results: Record) -> Chart:
-    """Encoding and decoding of each representative point, network and coder apart."""
-    rows = []
-    for point in chosen_points(results):
-        if "encode_transform_ms" in point:
-            parts = {
-                "encode: network": point["encode_transform_ms"],
-                "encode: coder": point["encode_coder_ms"],
-                "decode: coder": point["decode_coder_ms"],
-                "decode: network": point["decode_transform_ms"],
-            }
-        else:
-            parts = {"encode": point["encode_ms"], "decode": point["decode_ms"]}
-        rows.append((f"{point['system']} {setting(point)}".strip(), parts))
+    """Encoding and decoding by the learned systems' points, network and coder apart."""
+    parts = {
+        "encode: network": "encode_transform_ms",
+        "encode: coder": "encode_coder_ms",
+        "decode: coder": "decode_coder_ms",
+        "decode: network": "decode_transform_ms",
+    }
+    rows = [
+        (_name_and_setting(point), {words: point[key] for words, key in parts.items()})
+        for point in chosen_points(results)
+        if "encode_transform_ms" in point
+    ]
     return stacked_bars(
         rows,
         x_label="milliseconds per frame",
-        alt="time to encode and decode a frame, by system and part",
+        alt="time to encode and decode a frame, by learned system and part",
     )
+
+
+def _name_and_setting(point: Record) -> str:
+    words = setting(point)
+    return f"{point['system']}, {words}" if words else point["system"]
 
 
 def latency(results: Record) -> Chart:

@@ -21,16 +21,20 @@ LEARNED_COLOURS = {
     "light": ("#1f6fb4", "#d1495b", "#2e8b57", "#8e44ad", "#e07b00", "#008b9a", "#8a4b20"),
     "dark": ("#6db3f2", "#ff8a96", "#7ccf8f", "#d6a3f5", "#ffb347", "#5fd6e4", "#e0a583"),
 }
+# Four images, six coders of features, and the boxes alone.
 ANCHOR_COLOURS = {
     "light": (
-        *("#5c6370", "#8f7a00", "#b0568f", "#6b8e23", "#b5652b", "#3d8f86"),
-        *("#7a6ac0", "#4d87a0", "#333333"),
+        *("#333333", "#a0522d", "#6a5acd", "#1c8c7c"),
+        *("#9a7d00", "#b0568f", "#6b8e23", "#4d87a0", "#5c6370", "#b5652b"),
+        "#5c6370",
     ),
     "dark": (
-        *("#aab2bf", "#d8cc52", "#e5a8d2", "#b6d47a", "#eebd94", "#86d3c9"),
-        *("#bdb3f0", "#9cc6e0", "#eeeeee"),
+        *("#eeeeee", "#e0a583", "#b9aef5", "#7fdccb"),
+        *("#e0c94a", "#eda6d8", "#b6d47a", "#9cc6e0", "#aab2bf", "#eebd94"),
+        "#aab2bf",
     ),
 }
+FIRST_COLOUR = {"learned": 0, "part": 0, "image": 0, "feature": 4, "local": 10}
 DASHES = {"learned": "", "image": "6 3", "feature": "2 2.5", "local": ""}
 
 
@@ -39,7 +43,7 @@ class Look:
     """How a system is drawn.
 
     Attributes:
-      kind: "learned", "image", "feature" or "local".
+      kind: "learned", "image", "feature" or "local"; "part" for the parts of a bar.
       colour: index into the colours of its kind.
     """
 
@@ -49,8 +53,10 @@ class Look:
     @property
     def css(self) -> str:
         """The class of its elements."""
-        family, count = ("l", len(LEARNED_COLOURS["light"])) if self.kind == "learned" else ("a", 9)
-        return f"{family}{self.colour % count}"
+        strong = self.kind in ("learned", "part")
+        colours = (LEARNED_COLOURS if strong else ANCHOR_COLOURS)["light"]
+        index = (FIRST_COLOUR.get(self.kind, 0) + self.colour) % len(colours)
+        return f"{'l' if strong else 'a'}{index}"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -162,7 +168,9 @@ def mark(look: Look, x: float, y: float, words: str = "") -> str:
 
 
 def swatch(look: Look) -> str:
-    """A short piece of a curve, 28 wide around the height 0."""
+    """A short piece of a curve, or a piece of a bar, 28 wide around the height 0."""
+    if look.kind == "part":
+        return f'<rect class="seg {look.css}" x="9" y="-5" width="10" height="10"/>'
     return f'<path class="{_line(look)}" d="M0 0H28"{_dash(look)}/>{mark(look, 14, 0)}'
 
 
