@@ -3,6 +3,7 @@
 import importlib.resources
 import json
 
+import flax.traverse_util
 import jax
 import lidar_toy as toy
 import numpy as np
@@ -13,9 +14,11 @@ from jaxcomp import checkpoint
 from jaxcomp.data.lidar_records import LidarFrame, LidarRecords
 from jaxcomp.data.scenes_frame import SceneSettings, render_frame
 from jaxcomp.errors import CheckpointError, DataError, ShapeError
+from jaxcomp.interop.pointpillars_weights import abstract_variables, pointpillars_to_torch
+from jaxcomp.interop.torch_weights import write_torch
 from jaxcomp.jobs.pointpillars import evaluate_lidar_detector
 from jaxcomp.loaders_lidar import KIND, load_lidar_detector
-from jaxcomp.models.pointpillars import PointPillars
+from jaxcomp.models.pointpillars import PointPillars, PointPillarsConfig
 from jaxcomp.models.pointpillars_layers import scatter
 from jaxcomp.tasks.pointpillars import init_variables
 
@@ -190,3 +193,15 @@ def test_the_shipped_lidar_detector_has_its_accuracy():
     assert {"map_3d_moderate_r40", "map_bev_moderate_r40"} <= set(stored)
     for name, value in stored.items():
         assert metrics[name] == pytest.approx(value, abs=0.5), name
+
+
+def test_the_originals_weights_are_read_as_they_are(tmp_path):
+    cfg = PointPillarsConfig()
+    shapes = abstract_variables(cfg)
+    rng = np.random.default_rng(0)
+    flat = {k: rng.normal(0, 0.02, v.shape).astype(np.float32) for k, v in shapes.items()}
+    variables = flax.traverse_util.unflatten_dict(flat, sep="/")
+    write_torch(tmp_path / "epoch_160.pth", pointpillars_to_torch(variables, cfg))
+    detector = load_lidar_detector(tmp_path / "epoch_160.pth")
+    assert detector.cfg == cfg and detector.meta["source"] == "epoch_160.pth"
+    jax.tree.map(np.testing.assert_array_equal, detector.variables, variables)
