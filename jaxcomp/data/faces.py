@@ -115,7 +115,8 @@ def _place(settings: FaceSettings, rng: np.random.Generator) -> list[tuple[float
 def _rows(settings: FaceSettings, rng: np.random.Generator) -> list[tuple[float, float, float]]:
     """A crowd: rows that come nearer downwards."""
     far = min(rng.uniform(1, 2.5) * settings.smallest, settings.largest)
-    y, size, placed = rng.uniform(0.2, 0.5) * settings.height, far, []
+    placed: list[tuple[float, float, float]] = []
+    y, size = rng.uniform(0.2, 0.5) * settings.height, far
     while y < settings.height and len(placed) < 120:
         step = rng.uniform(1.1, 1.8) * size
         for x in np.arange(rng.uniform(0, step), settings.width, step):
@@ -250,7 +251,7 @@ def _develop(settings: FaceSettings, rng: np.random.Generator, canvas: np.ndarra
     radius = 0.4
     if rng.random() < settings.blur:
         radius = rng.uniform(0.6, 1.8)
-    x = np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), np.float32)
+    x = np.asarray(picture.filter(ImageFilter.GaussianBlur(radius)), np.float64)
     x = x + rng.normal(0, rng.uniform(0, 8), x.shape)
     return np.clip(np.round(x), 0, 255).astype(np.uint8)
 

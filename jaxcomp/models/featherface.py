@@ -11,6 +11,7 @@ validity mask; their boxes and landmarks are in pixels of the network's input.
 from __future__ import annotations
 
 import functools
+from collections.abc import Callable
 
 import flax.linen as nn
 import jax
@@ -41,6 +42,12 @@ def normalise_face_image(image: Array) -> Array:
     return x[..., ::-1] - np.asarray(MEAN_BGR, np.float32).reshape((1,) * (x.ndim - 1) + (3,))
 
 
+def _neck(cfg: FaceConfig, dtype: jnp.dtype) -> nn.Module:
+    if cfg.pyramid == "fpn":
+        return FacePyramid(cfg.features, dtype)
+    return BiFPN(cfg.features, cfg.cells, cfg.pyramid == "bifpn_light", dtype)
+
+
 class FaceDetector(nn.Module):
     """The whole detector; `tail(head(image)) == model(image)`."""
 
@@ -51,15 +58,11 @@ class FaceDetector(nn.Module):
         cfg, dtype = self.cfg, jnp.dtype(self.cfg.dtype)
         self.body = MobileNetV1(dtype)
         self.body_gates = Gates(cfg.body_gates, dtype) if cfg.body_gates != "none" else None
-        if cfg.pyramid == "fpn":
-            self.neck = FacePyramid(cfg.features, dtype)
-        else:
-            self.neck = BiFPN(cfg.features, cfg.cells, cfg.pyramid == "bifpn_light", dtype)
+        self.neck = _neck(cfg, dtype)
         gated = cfg.pyramid_gates != "none"
         self.neck_gates = Gates(cfg.pyramid_gates, dtype) if gated else None
-        if cfg.context == "grouped":
-            context = functools.partial(GroupedContext, dtype)
-        else:
+        context: Callable[[], nn.Module] = functools.partial(GroupedContext, dtype)
+        if cfg.context != "grouped":
             context = functools.partial(Context, cfg.context == "deformable", dtype)
         self.context = [context() for _ in FACE_LEVELS]
         self.mixer = [Mixer(cfg.mixer, dtype) for _ in FACE_LEVELS]

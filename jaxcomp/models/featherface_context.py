@@ -90,10 +90,10 @@ class Mixer(nn.Module):
         features = x.shape[-1]
         if self.kind == "unshuffle_conv":
             x = unshuffle_channels(x, 2)
-            plan = ((features // 2, 1, 1), (features // 2, 3, -1), (features, 1, 1))
+            plan = [(features // 2, 1, 1), (features // 2, 3, -1), (features, 1, 1)]
         else:
             x = shuffle_channels(x, GROUPS)
-            plan = ((features // 2, 1, GROUPS), (features, 1, GROUPS))
+            plan = [(features // 2, 1, GROUPS), (features, 1, GROUPS)]
         for i, (width, kernel, groups) in enumerate(plan):
             layer = ConvNorm(width, kernel, groups=groups, dtype=self.dtype, name=f"conv{i}")
             x = layer(x, train)

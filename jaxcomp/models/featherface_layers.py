@@ -127,7 +127,8 @@ class ConvNorm(nn.Module):
         )
         if train or self.is_initializing():
             return norm(apply(kernel.astype(self.dtype)) + _row(bias.astype(self.dtype)))
-        mean, variance = (norm.get_variable("batch_stats", name) for name in ("mean", "var"))
+        mean: Array = norm.get_variable("batch_stats", "mean")
+        variance: Array = norm.get_variable("batch_stats", "var")
         gain = norm.get_variable("params", "scale") * lax.rsqrt(variance + self.epsilon)
         shift = norm.get_variable("params", "bias") + (bias - mean) * gain
         return apply((kernel * _row(gain)).astype(self.dtype)) + _row(shift.astype(self.dtype))

@@ -13,6 +13,7 @@ Every sum is weighted by learned factors, its swish goes through a separable con
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import flax.linen as nn
@@ -134,10 +135,12 @@ class SeparableNorm(nn.Module):
         """[B, H, W, C] -> [B, H, W, C]."""
         channels = x.shape[-1]
         epsilon = EPSILON if self.light else BIFPN_EPSILON
-        norm = {"epsilon": epsilon, "momentum": BIFPN_MOMENTUM, "dtype": self.dtype}
+        conv = functools.partial(
+            ConvNorm, channels, epsilon=epsilon, momentum=BIFPN_MOMENTUM, dtype=self.dtype
+        )
         if self.light:
-            x = nn.relu(ConvNorm(channels, 3, groups=-1, name="depthwise", **norm)(x, train))
+            x = nn.relu(conv(3, groups=-1, name="depthwise")(x, train))
         else:
             kernel = self.param("depthwise", KERNEL, (3, 3, 1, channels))
             x = same_conv(x, kernel.astype(x.dtype), groups=channels)
-        return ConvNorm(channels, 1, bias=not self.light, name="pointwise", **norm)(x, train)
+        return conv(1, bias=not self.light, name="pointwise")(x, train)
