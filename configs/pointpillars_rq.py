@@ -53,8 +53,9 @@ def get_config(arg_string: str = ""):
         logging={"ckpt_freq_epoch": 20 if kitti else 3, "save_stage_weights": True},
         evaluation={
             "pictures": 4,
-            "use_num_codebook": 0,  # 0: the whole grid
-            "use_num_embedding": 0,
+            "rq_ckpt": "",  # codebooks to measure with --mode=eval; or --rq_ckpt
+            "use_num_codebook": 0,  # 0: the whole grid; or --eval_num_codebooks
+            "use_num_embedding": (0,),  # one number, or one for each codebook
             "table_frames": 1000,
             "anchors": True,
         },

@@ -72,6 +72,16 @@ def build_job(config: Any) -> Any:
     return JOBS[config.task](config)
 
 
+def evaluate_saved(config: Any, workdir: str) -> bool:
+    """Measures the weights that `config.evaluation` names; False if it names none."""
+    path = config.get("evaluation", {}).get("rq_ckpt", "")
+    if path:
+        from jaxcomp.jobs import residual_vq
+
+        residual_vq.evaluate_checkpoint(config, path, workdir)
+    return bool(path)
+
+
 # Folders of runs, as the documents name them, by model name or task.
 FOLDERS: Mapping[str, str] = {
     "detect": "detection",

@@ -7,12 +7,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from ml_collections import ConfigDict
-
 from jaxcomp import checkpoint, complexity
+from jaxcomp.codecs.residual_vq import checked_point
 from jaxcomp.codecs.rq_stream import Point
 from jaxcomp.data.lidar_records import LidarRecords
-from jaxcomp.errors import CheckpointError
+from jaxcomp.errors import CheckpointError, ConfigError
 from jaxcomp.jobs import rq_grid
 from jaxcomp.jobs.job import Job
 from jaxcomp.jobs.pointpillars import lidar_data
@@ -156,7 +155,7 @@ def _evaluate(
     save_model(workdir / RQ_FILE, model, meta)
     held_out = records["validation"]
     pictures = Pictures(detector.cfg, held_out, config.evaluation.pictures)
-    points = _points(config, model.rows.shape, plan.sizes)
+    points = asked_points(config, model.rows.shape, plan.sizes)
     table, kitti = rq_grid.measure(
         quantiser, model, held_out, points, counts=counts, anchors=config.evaluation.anchors,
         folder=workdir / "streams", keep=pictures.keep, progress=progress,
@@ -197,24 +196,31 @@ def _record(config: Any, detector: LidarDetector, sizes: Sequence[int]) -> dict[
     }
 
 
-def _points(config: Any, shape: tuple[int, ...], sizes: Sequence[int]) -> list[Point]:
-    """What the config asks for: one point, or the whole grid."""
-    count = config.evaluation.use_num_codebook
-    size = config.evaluation.use_num_embedding
-    if not count and not size:
+def asked_points(config: Any, shape: tuple[int, ...], sizes: Sequence[int]) -> list[Point]:
+    """What `config.evaluation` asks for: one point, mixed or not, or the whole grid.
+
+    Raises:
+      ConfigError: as many numbers of embeddings as codebooks are needed, or one.
+    """
+    count, wanted = config.evaluation.use_num_codebook, config.evaluation.use_num_embedding
+    if not count and not any(wanted):
         return rq_grid.grid_points(shape[0], sizes)
-    return [(size or max(sizes),) * (count or shape[0])]
+    if len(wanted) == 1:
+        return [(wanted[0] or max(sizes),) * (count or shape[0])]
+    if count not in (0, len(wanted)):
+        raise ConfigError(
+            f"config.evaluation.use_num_embedding={tuple(wanted)} for use_num_codebook={count}; "
+            "give one number, or one for each codebook"
+        )
+    return [tuple(wanted)]
 
 
-def evaluate_checkpoint(
-    config: Any, rq_ckpt: str, points: Sequence[Point], workdir: str = ""
-) -> list[dict[str, Any]]:
-    """Measures points of saved codebooks on the held-out sweeps of a config; nothing is trained.
+def evaluate_checkpoint(config: Any, rq_ckpt: str, workdir: str = "") -> list[dict[str, Any]]:
+    """Measures saved codebooks on the held-out sweeps of a config; nothing is trained.
 
     Args:
-      config: data and detector.
+      config: data, detector, and in `evaluation` the point (or the whole grid).
       rq_ckpt: `rq.npz`, a file of a stage, or a run directory.
-      points: what to measure; empty: the whole grid.
       workdir: gets the table; empty: it is printed only.
 
     Returns:
@@ -224,21 +230,24 @@ def evaluate_checkpoint(
       CheckpointError: the file cannot be read, is of another detector, or does not hold a point.
     """
     rows, model, meta = load_rq(rq_ckpt)
+    trained = [int(n) for n in meta.get("trained", [rows.shape[1]] * len(rows))]
+    finished = (sum(n > 0 for n in trained), max(trained), rows.shape[2])
+    sizes = tuple(n for n in meta["sizes"] if n <= min(n for n in trained if n))
+    points = [
+        _held(finished, trained, point, rq_ckpt)
+        for point in asked_points(config, finished, sizes or (max(trained),))
+    ]
     detector = frozen_detector(config)
     if meta.get("detector_digest") not in (None, detector.digest):
         raise CheckpointError(
             f"{rq_ckpt!r} was trained with other frozen weights; give the detector it had as "
             "--config.detector.path"
         )
-    trained = [int(n) for n in meta.get("trained", [rows.shape[1]] * len(rows))]
-    points = [_held(rows.shape, trained, point, rq_ckpt) for point in points]
-    sizes = tuple(n for n in meta["sizes"] if n <= max(trained))
-    wanted = tuple(sorted({*sizes, *(n for point in points for n in point)}))
-    points = points or rq_grid.grid_points(sum(n > 0 for n in trained), sizes)
     _, records, _ = lidar_data(config, detector.cfg)
     quantiser = rq_grid.Quantiser(detector, rows)
     if model is None or any((k, n) not in model.tables for p in points for k, n in enumerate(p)):
         LOG.info("%s has no tables for the points asked for; learning them.", rq_ckpt)
+        wanted = sorted({n for point in points for n in point})
         model, _ = rq_grid.learn_model(
             quantiser, records["train"], wanted, config.evaluation.table_frames
         )
@@ -253,10 +262,7 @@ def evaluate_checkpoint(
 
 def _held(shape: tuple[int, ...], trained: Sequence[int], point: Point, where: str) -> Point:
     """The point, unless codebooks or rows are asked for that no stage has trained yet."""
-    from jaxcomp.codecs.residual_vq import checked_point
-
-    finished = [n for n in trained if n]
-    point = checked_point((len(finished), max(finished), shape[2]), point, repr(where))
+    point = checked_point(shape, point, repr(where))
     for k, n in enumerate(point):
         if n > trained[k]:
             raise CheckpointError(
@@ -278,12 +284,3 @@ def describe(config: Any) -> dict[str, Any]:
         stages=plan.stages,
         stage_names=[plan.name(i) for i in range(plan.stages)],
     )
-
-
-def with_point(config: Any, codebooks: int, embeddings: int) -> ConfigDict:
-    """A copy of the config that asks for one point; 0 leaves the number as it is."""
-    copy = ConfigDict(config)
-    with copy.unlocked():
-        copy.evaluation.use_num_codebook = codebooks or config.evaluation.use_num_codebook
-        copy.evaluation.use_num_embedding = embeddings or config.evaluation.use_num_embedding
-    return copy
