@@ -36,7 +36,7 @@ def get_config(arg_string: str = ""):
         progressive_learning={
             "enabled": not args.legacy,
             "embedding_schedule": (16, 32, 64, 128, 256) if kitti else (16, 64, 256),
-            "embedding_stage_epochs": args.stage_epochs or (20 if kitti else 3),
+            "embedding_stage_epochs": args.stage_epochs or (20 if kitti else 2),
             "warmup_epochs": 2 if kitti else 1,
             "previous": "matched",
         },
@@ -50,7 +50,7 @@ def get_config(arg_string: str = ""):
         loss_weights={"vq_weight": 0.25, "codebook_weight": 0.1, "det_weight": 0.8},
         loss=LOSS,
         data={"beams": 40, "azimuths": 384, "pad_points": 40960 if kitti else 16384},
-        logging={"ckpt_freq_epoch": 20 if kitti else 3, "save_stage_weights": True},
+        logging={"ckpt_freq_epoch": 20 if kitti else 2, "save_stage_weights": True},
         evaluation={
             "pictures": 4,
             "rq_ckpt": "",  # codebooks to measure with --mode=eval; or --rq_ckpt
@@ -77,7 +77,7 @@ def get_config(arg_string: str = ""):
         training.batch_size = 6
     else:
         config.data.update(train_size=160, val_size=60, max_boxes=32)
-        training.batch_size = 4
+        training.update(batch_size=4, learning_rate=3e-3)
     if args.legacy:
         training.epochs = 100 if kitti else 12
         training.early_stopping.patience = 5

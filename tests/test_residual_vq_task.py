@@ -194,15 +194,15 @@ def test_the_config_has_the_document_s_defaults():
         "configs/pointpillars_rq.py:codebooks=2",
         ["progressive_learning.embedding_schedule=(8,64,512)"],
     )
-    assert odd.training.epochs == 18
+    assert odd.training.epochs == 12
 
 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
         ("progressive_learning.embedding_schedule=(64,16,256)", "must rise"),
-        ("progressive_learning.warmup_epochs=9", "more than the 3 epochs"),
-        ("training.epochs=7", "make 45; set it to that"),
+        ("progressive_learning.warmup_epochs=9", "more than the 2 epochs"),
+        ("training.epochs=7", "make 30; set it to that"),
         ("training.early_stopping.patience=5", "end the run"),
         ("rq_model.decay=1.5", "out of range"),
         ("training.lr_schedule.name=cosine", "use 'constant'"),
