@@ -5,8 +5,8 @@ import functools
 import jax
 import numpy as np
 
+from jaxcomp import checkpoint, loaders
 from jaxcomp import config as config_lib
-from jaxcomp import loaders
 from jaxcomp.codecs.factorised import FactorisedCodec, refresh_quantiles, with_statistics
 from jaxcomp.codecs.tables import build_tables
 from jaxcomp.models.fpn import LEVELS
@@ -30,7 +30,7 @@ def save_run(folder, kind, rate_weight, seed, level=None, **training):
     with own.unlocked():
         own.level = own.level if level is None else level
     (folder / "config.json").write_text(config_lib.to_json(own))
-    _, variables, meta, tables = model(CHANNELS * (5 if kind == "joint" else 1))
+    _, variables, network, tables = model(CHANNELS * (5 if kind == "joint" else 1))
     analysis = jax.tree.map(lambda x: x + 0.01 * seed, variables["params"]["analysis"])
     variables = {**variables, "params": {**variables["params"], "analysis": analysis}}
     if kind == "random":
@@ -39,12 +39,19 @@ def save_run(folder, kind, rate_weight, seed, level=None, **training):
         variables = {**variables, "stats": stats}
     rule = ("resize", "height", "width", "min_side", "max_side")
     record = {
-        "model": meta, "rate_weight": rate_weight, "input": {k: own.data[k] for k in rule},
-        "detector_digest": loaders.load_detector().digest,
+        "model": network, "rate_weight": rate_weight, "input": {k: own.data[k] for k in rule},
+        "detector_digest": detector_digest(),
     }  # fmt: skip
     place = {"level": level} if kind == "level" else {"treatment": kind, "levels": LEVELS}
-    path = folder / loaders.CODEC_FILE
-    return loaders.save_codec(path, loaders.codec_tree(variables, tables), {**place, **record})
+    tree = loaders.codec_tree(variables, tables)
+    meta = {"kind": "codec", **place, **record}
+    checkpoint.export_npz(folder / loaders.CODEC_FILE, tree, meta)
+
+
+@functools.cache
+def detector_digest():
+    """Of the shipped detector."""
+    return loaders.load_detector().digest
 
 
 @functools.cache

@@ -13,7 +13,15 @@ import pytest
 from jaxcomp import cli, loaders
 from jaxcomp import main as main_module
 from jaxcomp.errors import CheckpointError, ConfigError
-from jaxcomp.jobs import comparing, point_measuring, point_systems, rate_accuracy
+from jaxcomp.jobs import (
+    comparing,
+    point_frames,
+    point_measuring,
+    point_systems,
+    rate_accuracy,
+)
+from jaxcomp.jobs.feature_codec import with_classes
+from jaxcomp.jobs.point_frames import HeldOut
 from jaxcomp.jobs.rate_accuracy import Options
 from jaxcomp.models.fpn import LEVELS
 from jaxcomp.report import comparison
@@ -31,8 +39,9 @@ def data_folder(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory, data_folder):
-    """Two points of the shared codec."""
+    """Two points of the shared codec, and a codec of one level."""
     folder = tmp_path_factory.mktemp("runs")
+    toy.save_run(folder / "c", "level", 0.02, seed=3, level=2)
     toy.save_run(folder / "a", "random", 0.01, seed=1)
     toy.save_run(folder / "b", "random", 0.04, seed=2)
     return folder
@@ -58,14 +67,11 @@ def results(folder):
 def test_every_point_is_there_with_real_bytes(done, runs):
     found = results(done)
     names = [p["name"] for p in found["points"]]
-    assert len(names) == len(set(names)) == 2 + 1 + 4 + 6
-    learned = [p for p in found["points"] if p["kind"] == "learned"]
+    assert len(names) == len(set(names)) == 3 + 1 + 4 + 6
+    learned = [p for p in found["points"] if p["kind"] == "learned" and p["whole"]]
     assert [p["setting"] for p in learned] == [0.01, 0.04]
     assert {p["system"] for p in learned} == {"random, feature loss"}
     codec, detector = loaders.load_codec(runs / "a"), loaders.load_detector()
-    from jaxcomp.jobs.feature_codec import with_classes
-    from jaxcomp.jobs.point_frames import HeldOut
-
     held = HeldOut(with_classes(toy.config("random"), detector), detector, 2)
     sizes = [len(codec.compress(codec.select(pyramid))) for _, pyramid in held.pyramids()]
     arrays = comparison.stored_arrays(done, learned[0]["name"])
@@ -96,12 +102,38 @@ def test_fine_quantisation_and_boxes_change_nothing_that_counts(done):
 
 def test_bit_maps_hold_the_code_length(done):
     found = results(done)
-    point = found["points"][0]
+    point = next(p for p in found["points"] if p["kind"] == "learned" and p["whole"])
     arrays = comparison.stored_arrays(done, point["name"])
     maps = {name: x for name, x in arrays.items() if name.startswith("heat_")}
     assert set(maps) == {f"heat_{level}" for level in LEVELS}
     total = sum(x.mean() for x in maps.values()) * np.prod(found["uncompressed"]["canvas"])
     assert total == pytest.approx(arrays["frame_estimated_bits"][0], rel=1e-3)
+
+
+def test_a_level_alone_is_no_system(done):
+    found = results(done)
+    (part,) = [p for p in found["points"] if not p["whole"]]
+    assert part["levels_coded"] == ["p4"] and set(part["level_relative_mse"]) == {"p4"}
+    assert part["name"] not in {row["chosen"] for row in found["systems"]}
+    assert part["system"] not in {row["test"] for row in found["bd"]}
+    assert "p4 alone" in found["notes"][0]
+    assert "p4 alone, feature loss (others free)" in (done / "rate_accuracy.md").read_text()
+    assert "p4 alone" in (done / "figures" / "rate_distortion_p4.svg").read_text()
+    assert "p4 alone" not in (done / "figures" / "rate_accuracy_map50.svg").read_text()
+
+
+def test_features_are_made_again_where_they_are_too_large(data_folder, monkeypatch):
+    detector = loaders.load_detector()
+    config = with_classes(toy.config("random"), detector)
+    kept, again = HeldOut(config, detector, 2), HeldOut(config, detector, 2)
+    for held, limit in ((kept, point_frames.CACHE_LIMIT), (again, 0)):
+        monkeypatch.setattr(point_frames, "CACHE_LIMIT", limit)
+        first, second = ([x for _, x in held.pyramids()] for _ in range(2))
+        assert held.cached == (limit > 0)
+        assert all((a is b) == held.cached for a, b in zip(first, second, strict=True))
+        for a, b in zip(first, second, strict=True):
+            np.testing.assert_array_equal(a["p2"], b["p2"])
+    assert kept.digest == again.digest != HeldOut(config, detector, 1).digest
 
 
 def test_tables_and_page(done):
@@ -134,10 +166,10 @@ def test_an_interrupted_comparison_goes_on(runs, tmp_path, monkeypatch):
         rate_accuracy.compare([runs], tmp_path, options)
     assert measured == ["boxes", "uniform-level-3", "uniform-level-4"]
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "points").iterdir()}
-    assert len(before) == 2 * (1 + 2 + 3)
+    assert len(before) == 2 * (1 + 3 + 3)
     monkeypatch.setattr(point_measuring, "measure_anchor", real)
     found = rate_accuracy.compare([runs], tmp_path, options)
-    assert len(found["points"]) == 2 + 1 + 4
+    assert len(found["points"]) == 3 + 1 + 4
     assert {p: p.stat().st_mtime_ns for p in before} == before
     with pytest.raises(CheckpointError, match="other data: frames"):
         rate_accuracy.compare([runs], tmp_path, Options(frames=2, anchors=()))
@@ -220,7 +252,8 @@ def test_runs_of_different_data_are_not_mixed(tmp_path, data_folder):
 
 
 def test_a_codec_of_another_detector_is_refused(tmp_path, data_folder):
-    codec = toy.save_run(tmp_path / "1", "random", 0.01, seed=1)
+    toy.save_run(tmp_path / "1", "random", 0.01, seed=1)
+    codec = loaders.load_codec(tmp_path / "1")
     tree = loaders.codec_tree(*_parts(codec))
     meta = {**codec.meta, "detector_digest": "f" * 64}
     loaders.save_codec(tmp_path / "1" / "codec.npz", tree, meta)

@@ -32,8 +32,10 @@ from jaxcomp.loaders import Detector, load_detector
 from jaxcomp.workdir import provenance
 
 # Of the data, what decides on the held-out frames and what the network sees of them.
-_FRAMES = ("name", "height", "width", "resize", "min_side", "max_side", "seed")
-_FRAMES += ("val_size", "val_share")
+_FRAMES = (
+    *("name", "height", "width", "resize", "min_side", "max_side"),
+    *("seed", "val_size", "val_share"),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -133,7 +135,8 @@ def select_anchors(words: Sequence[str]) -> tuple[list[tuple[str, Anchor]], dict
         if word not in KINDS and word not in names:
             hint = config_lib.nearest(word, [*KINDS, *names])
             raise ConfigError(f"--anchors={word}: no such anchor; {hint}")
-    chosen, missing = [], {}
+    chosen: list[tuple[str, Anchor]] = []
+    missing: dict[str, str] = {}
     for kind, offer in offers.items():
         wanted = [a for a in offer.anchors if kind in words or a.name in words]
         chosen += [(kind, anchor) for anchor in wanted]

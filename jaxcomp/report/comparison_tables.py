@@ -86,7 +86,7 @@ def _range(pair: Record, name: str, form: str) -> str:
 BD_COLUMNS: Sequence[Column] = (
     ("system", lambda r: r["test"]),
     ("against", lambda r: r["anchor"]),
-    ("at equal", lambda r: MEASURES.get(r["measure"], r["measure"])),
+    ("at equal", lambda r: MEASURES[r["measure"]]),
     ("BD-rate, PCHIP", _of("pchip", "bd_rate", "+.1f", " %")),
     ("95 % interval", lambda r: _range(r, "bd_rate_interval", "+.0f")),
     ("leave one out", lambda r: _range(r, "bd_rate_leave_one_out", "+.0f")),
@@ -95,7 +95,7 @@ BD_COLUMNS: Sequence[Column] = (
     ("BD-accuracy, PCHIP", _of("pchip", "bd_quality", "+.4f")),
     ("Akima ", _of("akima", "bd_quality", "+.4f")),
     ("overlap in rate", lambda r: number(r.get("pchip", {}).get("bd_quality_overlap"), ".0%")),
-    ("why none", lambda r: r.get("pchip", {}).get("reason") or ""),
+    ("why none", lambda r: str(r.get("pchip", {}).get("reason") or "")),
 )
 
 

@@ -142,7 +142,9 @@ CSS = (
     "grid-template-columns:repeat(auto-fit,minmax(min(26rem,100%),1fr))}"
     ".seg{stroke:var(--paper);stroke-width:.6}td.wrap:last-child{min-width:11rem}"
     f"@media (prefers-color-scheme: dark){{{_rules('dark')}}}"
-    f"@media print{{{_rules('light')}.curve-charts{{grid-template-columns:1fr 1fr}}}}"
+    f"@media print{{{_rules('light')}.curve-charts{{grid-template-columns:1fr 1fr}}"
+    ".scroll{overflow:visible}table{font-size:6.8pt}th,td{padding-right:.3rem}"
+    "td.n,th.n{white-space:normal}td.wrap:last-child{min-width:0}.key{break-after:avoid}}"
 )
 FILE_CSS = (
     f"{_SHAPES}{_rules('light')}text{{font:10.5px Helvetica,Arial,'DejaVu Sans',sans-serif;"
