@@ -41,6 +41,8 @@ def significant(value: Any) -> str:
 
 
 DETECTORS = {"detect": "Detector", "pointpillars": "Lidar detector"}
+CODES = "residual_vq"  # the task
+_ENDS = ("_uncompressed", "")
 LIDAR_AP = "map_3d_moderate_r40"
 KITTI_MEASURES = {"2d": "KITTI AP", "bev": "KITTI BEV AP", "3d": "KITTI 3-D AP", "aos": "KITTI AOS"}
 
@@ -192,7 +194,34 @@ def plain_table(summaries: Iterable[Summary]) -> str:
 
 def headline_rows(summary: Summary) -> list[tuple[str, str, str]]:
     """The main numbers of a run: (what, value, how it is counted)."""
+    if summary.get("task") == CODES:
+        return _code_rows(summary)
     return _codec_rows(summary) if _is_codec(summary) else _detector_rows(summary)
+
+
+def _code_rows(s: Summary) -> list[tuple[str, str, str]]:
+    """Residual codes of a lidar detector: the largest point, and the range of all."""
+    sizes = [r["bytes"] for r in s.get("grid") or () if r.get("system") == "residual codes"]
+    ends = [number(f(sizes) if sizes else None, ",.0f") for f in (min, max)]
+    note = "per cent, mean over classes, moderate, 40 recalls; features as they are → all codes"
+    return [
+        ("Bytes per frame", number(s.get("bytes_per_frame"), ",.0f"), "a sweep with all codes"),
+        ("Ratio to raw", number(s.get("compression_ratio"), ",.0f", "×"), shape_text(s)),  # noqa: RUF001
+        *(
+            (
+                KITTI_MEASURES[measure],
+                _arrow(*(number(s.get(f"map_{measure}_moderate_r40{w}"), ".2f") for w in _ENDS)),
+                note,
+            )
+            for measure in ("3d", "bev")
+        ),
+        ("Points", number(len(sizes)), f"from {ends[0]} to {ends[1]} bytes; see grid.html"),
+        (
+            "Encode / decode",
+            f"{number(s.get('encode_ms'), ',.1f')} / {number(s.get('decode_ms'), ',.1f')} ms",
+            "median a sweep with all codes, map and indices to bytes and back",
+        ),
+    ]
 
 
 def _arrow(before: str, after: str) -> str:
@@ -356,6 +385,8 @@ def text_table(summary: Summary) -> str:
 
 def page_title(summary: Summary) -> str:
     """What a run is, in a few words."""
+    if summary.get("task") == CODES:
+        return f"Residual codes of a lidar detector, {summary.get('profile', 'own')} profile"
     if summary.get("task") == "feature_codec" or _is_codec(summary):
         weight = summary.get("rate_weight")
         more = f", rate weight {number(weight, 'g')}" if weight is not None else ""
@@ -368,7 +399,14 @@ def page_title(summary: Summary) -> str:
 def lead(summary: Summary) -> str:
     """What was measured, on what data, in plain sentences."""
     data, frames = summary.get("data", "unnamed data"), number(summary.get("frames"))
-    if _is_codec(summary):
+    chosen = summary.get("best_validation_loss") is not None and summary.get("task") != CODES
+    if summary.get("task") == CODES:
+        text = (
+            f"Codebooks for the features of a lidar detector were trained stage by stage; every "
+            f"one of {frames} held-out sweeps ({data}) was written to a file at every point, read "
+            "back and searched for objects. The numbers here are those of all codes."
+        )
+    elif _is_codec(summary):
         several = bool(_levels(summary))
         what = "levels" if several else "level"
         replaced = (
@@ -398,7 +436,7 @@ def lead(summary: Summary) -> str:
             f"The detector was measured on {frames} held-out frames ({data}): "
             f"mAP@0.5 {number(summary.get('map50'), '.4f')}."
         )
-    if summary.get("best_validation_loss") is not None:
+    if chosen:
         text += " The state measured was chosen by its loss on the same held-out frames."
     if "synthetic" in str(data):
         text += (
