@@ -1,0 +1,126 @@
+#!/usr/bin/env bash
+# Trains on Google Kubernetes Engine. `--help` explains the options.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Trains on a TPU slice of Google Kubernetes Engine, as an indexed Job that restarts where it stopped.
+
+usage: launch/gke.sh [options] -- arguments of jaxcomp.main
+
+options
+  --name N           of the job (default jaxcomp)
+  --image I          container image with jaxcomp and jax[tpu] (needed)
+  --accelerator A    node selector (default tpu-v5-lite-podslice)
+  --topology T       (default 4x4)
+  --hosts H          hosts of the slice (default 4)
+  --chips C          chips of a host (default 4)
+  --volume CLAIM     ReadWriteMany volume claim (Filestore or another NFS) mounted at /shared (needed);
+                     buckets do not do, since renaming is not atomic there
+  --workdir DIR      run directory, as /shared/runs/NAME (needed)
+  --xpk CLUSTER      hand it to XPK instead of kubectl; its cluster has the storage attached
+  --dry-run          print the manifest (or the xpk command) instead of applying it
+  -h, --help         this text
+
+example
+  launch/gke.sh --image europe-docker.pkg.dev/p/r/jaxcomp --volume runs --workdir /shared/runs/p4 \
+    -- --config=configs/fpn_level.py:kitti
+TEXT
+}
+
+fail() {
+  printf 'error: %s\n' "$1" >&2
+  printf 'try: %s --help\n' "$0" >&2
+  exit 1
+}
+
+name=jaxcomp image='' accelerator=tpu-v5-lite-podslice topology=4x4 hosts=4 chips=4 workdir='' volume='' xpk=''
+dry_run=0 rest=()
+while (($#)); do
+  case $1 in
+    --name | --image | --accelerator | --topology | --hosts | --chips | --workdir | --volume | --xpk)
+      [[ $# -ge 2 && -n $2 ]] || fail "$1 needs a value"
+      declare "${1#--}=$2"
+      shift 2
+      ;;
+    --*=*)
+      [[ $1 =~ ^--(name|image|accelerator|topology|hosts|chips|workdir|volume|xpk)= ]] || fail "unknown option $1; arguments of jaxcomp.main stand behind --"
+      set -- "${1%%=*}" "${1#*=}" "${@:2}"
+      ;;
+    --dry-run) dry_run=1; shift ;;
+    -h | --help) usage; exit 0 ;;
+    --) shift; rest=("$@"); break ;;
+    *) fail "unknown option $1; arguments of jaxcomp.main stand behind --" ;;
+  esac
+done
+[[ ${#rest[@]} -gt 0 ]] || fail "give the arguments of jaxcomp.main behind --"
+[[ -n $image ]] || fail "--image is needed: a container with jaxcomp and jax[tpu]"
+[[ $workdir == /* ]] || fail "--workdir /shared/... is needed: all hosts must see it"
+[[ -n $volume || -n $xpk ]] || fail "--volume is needed: the claim of a volume that all hosts see"
+for number in "$hosts" "$chips"; do
+  [[ $number =~ ^[1-9][0-9]*$ ]] || fail "$number is not a number from 1"
+done
+words=(python -m jaxcomp.main "${rest[@]}" "--workdir=$workdir" --coordinator=auto)
+
+if [[ -n $xpk ]]; then
+  printf -v line '%q ' "${words[@]}"
+  run=(xpk workload create --cluster "$xpk" --workload "$name" --docker-image "$image"
+    --tpu-type "v5litepod-$((hosts * chips))" --command "$line")
+  if ((dry_run)); then printf '%q ' "${run[@]}"; printf '\n'; else "${run[@]}"; fi
+  exit 0
+fi
+
+quoted() { # as a JSON string, which YAML reads
+  local text=${1//\\/\\\\}
+  printf '"%s"' "${text//\"/\\\"}"
+}
+list=''
+for word in "${words[@]}"; do list+="${list:+, }$(quoted "$word")"; done
+manifest=$(
+  cat <<TEXT
+apiVersion: v1
+kind: Service
+metadata:
+  name: $name
+spec:
+  clusterIP: None
+  selector:
+    job-name: $name
+---
+apiVersion: batch/v1
+kind: Job
+metadata:
+  name: $name
+spec:
+  backoffLimit: 100
+  completions: $hosts
+  parallelism: $hosts
+  completionMode: Indexed
+  template:
+    spec:
+      subdomain: $name
+      restartPolicy: Never
+      terminationGracePeriodSeconds: 300
+      nodeSelector:
+        cloud.google.com/gke-tpu-accelerator: $accelerator
+        cloud.google.com/gke-tpu-topology: $topology
+      containers:
+        - name: train
+          image: $(quoted "$image")
+          command: [$list]
+          resources:
+            limits:
+              google.com/tpu: $chips
+          volumeMounts:
+            - {name: shared, mountPath: /shared}
+      volumes:
+        - name: shared
+          persistentVolumeClaim: {claimName: $volume}
+TEXT
+)
+if ((dry_run)); then
+  printf '%s\n' "$manifest"
+else
+  command -v kubectl >/dev/null || fail "kubectl is not installed"
+  kubectl apply -f - <<<"$manifest"
+fi

@@ -1,0 +1,123 @@
+#!/usr/bin/env bash
+# Trains with several processes on this machine. `--help` explains the options.
+set -euo pipefail
+
+usage() {
+  cat <<'TEXT'
+Trains with several processes on this machine: to try what a pod will do, or one process per GPU.
+
+usage: launch/local_multiprocess.sh [options] -- arguments of jaxcomp.main
+
+options
+  --processes N       how many (default 2)
+  --devices D         virtual CPU devices of each process (default: real devices, not CPU ones)
+  --gpus LIST         GPUs, as 0,1,2,3: one for each process; sets --processes to their number
+  --port P            of process 0 (default: a free one)
+  --logs DIR          output of process I goes to DIR/process_I.log (default: a temporary folder);
+                      that of process 0 is shown too
+  --dry-run           print the commands instead of running them
+  -h, --help          this text
+
+All processes end when one fails. SIGINT and SIGTERM are handed on: the run saves and stops; the
+same command goes on. The global batch is that of the config, whatever the number of processes.
+
+examples
+  launch/local_multiprocess.sh --processes 2 --devices 2 -- --config=configs/fpn_level.py
+  launch/local_multiprocess.sh --gpus 0,1,2,3 -- --config=configs/detector.py:kitti
+TEXT
+}
+
+fail() {
+  printf 'error: %s\n' "$1" >&2
+  printf 'try: %s --help\n' "$0" >&2
+  exit 1
+}
+
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+processes=2 devices='' gpus='' port='' logs='' dry_run=0 rest=()
+while (($#)); do
+  case $1 in
+    --processes | --devices | --gpus | --port | --logs)
+      [[ $# -ge 2 && -n $2 ]] || fail "$1 needs a value"
+      declare "${1#--}=$2"
+      shift 2
+      ;;
+    --*=*)
+      [[ $1 =~ ^--(processes|devices|gpus|port|logs)= ]] || fail "unknown option $1; arguments of jaxcomp.main stand behind --"
+      set -- "${1%%=*}" "${1#*=}" "${@:2}"
+      ;;
+    --dry-run) dry_run=1; shift ;;
+    -h | --help) usage; exit 0 ;;
+    --) shift; rest=("$@"); break ;;
+    *) fail "unknown option $1; arguments of jaxcomp.main stand behind --" ;;
+  esac
+done
+IFS=, read -r -a gpu_list <<<"$gpus"
+if [[ -n $gpus ]]; then processes=${#gpu_list[@]}; fi
+[[ $processes =~ ^[1-9][0-9]*$ ]] || fail "--processes $processes: give a number from 1"
+[[ -z $devices || $devices =~ ^[1-9][0-9]*$ ]] || fail "--devices $devices: give a number from 1"
+[[ ${#rest[@]} -gt 0 ]] || fail "give the arguments of jaxcomp.main behind --, as -- --config=configs/fpn_level.py"
+python=${PYTHON:-python}
+if [[ -z $port ]]; then
+  port=12355
+  if ((!dry_run)); then
+    port=$("$python" -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
+  fi
+fi
+
+words=() # of process $1
+command_of() {
+  words=(env)
+  if [[ -n $devices ]]; then
+    words+=(JAX_PLATFORMS=cpu "XLA_FLAGS=${XLA_FLAGS:-} --xla_force_host_platform_device_count=$devices")
+  fi
+  if [[ -n $gpus ]]; then words+=("CUDA_VISIBLE_DEVICES=${gpu_list[$1]}"); fi
+  words+=("$python" -m jaxcomp.main "${rest[@]}")
+  if ((processes > 1)); then
+    words+=("--coordinator=127.0.0.1:$port" "--processes=$processes" "--process_id=$1")
+  fi
+}
+
+if ((dry_run)); then
+  for ((i = 0; i < processes; i++)); do
+    command_of "$i"
+    printf '%q ' "${words[@]}"
+    printf '\n'
+  done
+  exit 0
+fi
+
+logs=${logs:-$(mktemp -d)}
+mkdir -p -- "$logs"
+printf 'output of the processes: %s\n' "$logs"
+export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
+members=()
+stop() { kill "-$1" "${members[@]}" 2>/dev/null || true; }
+trap 'stop TERM' INT TERM
+for ((i = 0; i < processes; i++)); do
+  command_of "$i"
+  if ((i == 0)); then
+    "${words[@]}" > >(tee -- "$logs/process_0.log") 2>&1 &
+  else
+    "${words[@]}" >"$logs/process_$i.log" 2>&1 &
+  fi
+  members+=($!)
+done
+
+status=0
+for ((left = processes; left > 0; )); do
+  code=0
+  wait -n "${members[@]}" || code=$?
+  running=()
+  for pid in "${members[@]}"; do
+    if kill -0 "$pid" 2>/dev/null; then running+=("$pid"); fi
+  done
+  if ((code && !status)); then
+    status=$code
+    # The others notice by themselves; they get half a minute for it.
+    (sleep 30; kill -KILL "${members[@]}" 2>/dev/null || true) &
+  fi
+  members=(${running[@]+"${running[@]}"})
+  left=${#members[@]}
+done
+exit "$status"
