@@ -5,6 +5,7 @@ import io
 import json
 import re
 from html.parser import HTMLParser
+from pathlib import Path
 
 import comparison_toy as toy
 import numpy as np
@@ -280,6 +281,17 @@ def test_mode_eval_compares_a_folder_of_runs(runs, done, monkeypatch):
     assert seen["dirs"] == [runs]
 
 
+def test_the_documents_names_are_understood(monkeypatch):
+    seen = {}
+    monkeypatch.setattr(
+        comparing, "run", lambda dirs, out, **o: seen.update(dirs=dirs, out=out, **o)
+    )
+    argv = ["evaluate", "--checkpoint_dir", "A", "--output_dir=B", "--detection_model=C.npz"]
+    assert cli.main([*argv, "--test_data=D"]) == 0
+    assert (seen["dirs"], seen["out"], seen["detector"]) == ([Path("A")], Path("B"), "C.npz")
+    assert seen["overrides"] == ("data.dir=D",) and seen["config"] is None
+
+
 def test_the_page_is_made_again(done, capsys):
     (done / "index.html").unlink()
     assert cli.main(["report", str(done)]) == 0
@@ -293,7 +305,7 @@ def test_the_page_is_made_again(done, capsys):
 
 def test_real_frames_pass_with_kittis_own_numbers(shared, tmp_path):
     """Two held-out frames of 375 x 1242, stretched to a small network input."""
-    toy.save_run(tmp_path / "run", "random", 0.01, seed=1)
+    toy.save_run(tmp_path / "run", "joint", 0.01, seed=1)
     out = tmp_path / "out"
     argv = ["evaluate", str(tmp_path / "run"), f"--out={out}", "--anchors=webp,boxes"]
     argv += ["--frames=2", "--bootstrap=5", f"--config.data.dir={shared / 'data' / 'kitti'}"]
@@ -305,6 +317,10 @@ def test_real_frames_pass_with_kittis_own_numbers(shared, tmp_path):
     assert found["uncompressed"]["pixels_per_frame"] > 400_000  # the images as they are stored
     for point in (found["uncompressed"], *found["points"]):
         assert set(point["kitti"]["scores"]["Car"]["2d"]["r40"]) == {"easy", "moderate", "hard"}
+    (joint,) = [p for p in found["points"] if p["kind"] == "learned"]
+    assert set(joint["stream_bytes_per_frame"]) == {"joint"}
+    assert set(joint["level_relative_mse"]) == set(LEVELS)
+    assert "heat_joint" in comparison.stored_arrays(out, joint["name"])
     names = (out / "results" / "frames.txt").read_text().split()
     assert all((out / "results" / "boxes" / f"{name}.txt").exists() for name in names)
     assert "KITTI Car moderate" in (out / "index.html").read_text()

@@ -45,7 +45,8 @@ def run(dirs: Sequence[Path], out: Path, *, anchors: str, frames: int, **options
         print(f"not measured: {name} ({why})")
     for why in missing:
         print(why)
-    print((out / "bd.md").read_text(), end="")
+    if results["bd"]:
+        print((out / "bd.md").read_text(), end="")
     print(f"tables: {out / 'rate_accuracy.md'}\npage:   {out / comparison.PAGE}")
 
 

@@ -12,6 +12,7 @@ All kinds end in the same tail and are judged on the same frames.
 from __future__ import annotations
 
 import dataclasses
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -155,7 +156,7 @@ def measure_codec(
         "levels_coded": list(codec.levels),
         "whole": point.whole,
         "digest": codec.digest,
-        "path": str(point.path),
+        "path": os.path.relpath(point.path),
         "complexity": cost,
     }
     return _finish(point.name, point.system, record, sums, held, scores, heat)

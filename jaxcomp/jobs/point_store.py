@@ -69,11 +69,13 @@ class PointStore:
             return
         different = [name for name in wanted if known.get(name) != wanted[name]]
         if different:
-            words = ", ".join(f"{n} {_short(known.get(n))} there" for n in different)
-            now = ", ".join(f"{_short(wanted[n])}" for n in different)
+            words = "; ".join(
+                f"{name} {_short(known.get(name))}, now {_short(wanted[name])}"
+                for name in different
+            )
             raise CheckpointError(
-                f"{str(folder)!r} holds points of other data: {words}, now {now}; "
-                "give another --out, or the detector and frames it had"
+                f"{str(folder)!r} holds points of other data: {words}; give another --out, or the "
+                "detector and frames it had"
             )
 
     def has(self, name: str) -> bool:
