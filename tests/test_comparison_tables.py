@@ -3,6 +3,7 @@
 import csv
 import io
 
+import numpy as np
 import pytest
 
 from jaxcomp.jobs import rate_accuracy_results as results_of
@@ -61,6 +62,27 @@ def test_the_table_says_why_there_is_no_number():
         comparison_tables.bd_pairs(rows), comparison_tables.BD_COLUMNS, 3
     )
     assert "no range in common" in text
+
+
+def test_the_interval_takes_the_same_sets_for_both_curves():
+    rng = np.random.default_rng(0)
+    hard = 1 + 0.3 * rng.random(41)  # sets of frames differ, for both systems alike
+    half = points("ours", "learned", [r / 2 for r in RATES])
+    both = [*half, *points("avif", "image")]
+    samples = {
+        p["name"]: {"rate": p["bytes_per_frame"] * hard}
+        | {m: p["accuracy"][m] / hard for m in results_of.MEASURES}
+        for p in both
+    }
+    found = row(results_of.deltas(both, samples), "ours", "avif")
+    assert found["bd_rate_interval"] == pytest.approx([-50, -50])
+    mixed = {n: {k: rng.permutation(x) for k, x in s.items()} for n, s in samples.items()}
+    low, high = row(results_of.deltas(both, mixed), "ours", "avif")["bd_rate_interval"]
+    assert low < -51 and high > -49
+    text = comparison_tables.markdown(
+        comparison_tables.bd_pairs([found]), comparison_tables.BD_COLUMNS, 3
+    )
+    assert "-50 to -50" in text
 
 
 def test_who_is_compared_with_whom():
