@@ -186,3 +186,15 @@ def test_an_empty_sweep_is_a_file_without_pillars(place, run):
     frame = quantiser.frame(quantiser.vectors(np.zeros((0, 4), np.float32)), (4, 4))
     blob = rq_stream.compress(frame, model)
     assert not rq_stream.decompress(blob, model).occupied.any() and len(blob) < 100
+
+
+def test_a_head_that_was_trained_goes_with_its_codebooks(place, tmp_path):
+    flags = ["--config.rq_model.train_head=True", "--config.evaluation.anchors=False"]
+    flags += ["--config.progressive_learning.embedding_schedule=(2,)", "--config.training.epochs=4"]
+    assert main.main(argv(place, tmp_path, *flags)) == 0
+    encoder = rq_files.load_rq(tmp_path)[2]["encoder"]
+    detector = load_lidar_detector(place / "detector.npz")
+    moved = residual_vq.with_encoder(detector, encoder)
+    before, after = (d.variables["params"]["encoder"]["kernel"] for d in (detector, moved))
+    assert np.abs(np.asarray(after) - np.asarray(before)).max() > 0
+    assert residual_vq.with_encoder(detector, None) is detector

@@ -40,6 +40,7 @@ _SIGNATURE = (
 _ENCODE = "Tuple((i8, i8))(i4[::1], i4[::1], u2[::1])"
 _SHRINKAGE = (0.25, 1.0, 4.0, 16.0, 64.0)  # strengths of the prior that are tried
 _EM_STEPS = 30
+_LEAST = 1 / 40  # smaller weights are dropped
 _MOST = 1 << 20  # symbols that the weights are fitted on
 
 
@@ -375,6 +376,9 @@ def _weights(p: np.ndarray, sets: np.ndarray, number: int) -> np.ndarray:
         for j in range(p.shape[1]):
             weights[:, j] = np.bincount(sets, share[:, j], number) + 1e-3
         weights /= weights.sum(1, keepdims=True)
+    # What hardly counts costs time in every symbol.
+    weights[(weights < _LEAST) & (weights < weights.max(1, keepdims=True))] = 0
+    weights /= weights.sum(1, keepdims=True)
     whole = np.floor(weights * (1 << WEIGHT_BITS)).astype(np.int32)
     whole[np.arange(number), weights.argmax(1)] += (1 << WEIGHT_BITS) - whole.sum(1)
     return whole

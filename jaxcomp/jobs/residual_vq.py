@@ -73,6 +73,14 @@ def frozen_detector(config: Any) -> LidarDetector:
     return detector
 
 
+def with_encoder(detector: LidarDetector, encoder: Any) -> LidarDetector:
+    """The detector with the head that was trained with the codebooks, if one was."""
+    if encoder is None:
+        return detector
+    params = {**detector.variables["params"], "encoder": encoder}
+    return LidarDetector(detector.model, {**detector.variables, "params": params}, {})
+
+
 def schedule(config: Any, steps_per_epoch: int) -> StageSchedule:
     """The stages of a config; one stage of all codebooks in the legacy mode."""
     stages = config.progressive_learning
@@ -107,7 +115,8 @@ def _write_epoch(
         "val": dict(summary.val),
         "detector_digest": detector.digest,
     }
-    save = functools.partial(save_rows, rows=rows, meta=meta)
+    encoder = summary.state.params.get("encoder")
+    save = functools.partial(save_rows, rows=rows, meta=meta, encoder=encoder)
     logging = config.logging
     if logging.save_stage_weights and (within + 1) % logging.ckpt_freq_epoch == 0:
         save(folder / f"{name}_epoch_{within + 1}.npz")
@@ -144,15 +153,15 @@ def _evaluate(
     The codebooks are those of the last epoch: it alone has all rows, and earlier rows are the same
     as in every file before.
     """
-    last = workdir / STAGES / "last.npz"
-    rows = load_rq(last)[0] if last.exists() else rows_of(result.state.params, result.state.stats)
+    rows, _, last = load_rq(workdir / STAGES / "last.npz")
+    original, detector = detector, with_encoder(detector, last["encoder"])
     quantiser = rq_grid.Quantiser(detector, rows)
     LOG.info("Learning the tables of %d codebooks x %s.", len(rows), plan.sizes)
     model, counts = rq_grid.learn_model(
         quantiser, records["train"], plan.sizes, config.evaluation.table_frames
     )
-    meta = _record(config, detector, plan.sizes)
-    save_model(workdir / RQ_FILE, model, meta)
+    meta = _record(config, original, plan.sizes)
+    save_model(workdir / RQ_FILE, model, meta, last["encoder"])
     held_out = records["validation"]
     pictures = Pictures(detector.cfg, held_out, config.evaluation.pictures)
     points = asked_points(config, model.rows.shape, plan.sizes)
@@ -182,7 +191,7 @@ def _evaluate(
         "voxelised": {name: one.counts() for name, one in voxelisers.items()},
         "params": int(rows.size),
         "params_digest": checkpoint.tree_digest({"rows": rows}),
-        "detector_digest": detector.digest,
+        "detector_digest": original.digest,
         "weights_bytes": (workdir / RQ_FILE).stat().st_size,
     }
 
@@ -243,6 +252,7 @@ def evaluate_checkpoint(config: Any, rq_ckpt: str, workdir: str = "") -> list[di
             f"{rq_ckpt!r} was trained with other frozen weights; give the detector it had as "
             "--config.detector.path"
         )
+    detector = with_encoder(detector, meta["encoder"])
     _, records, _ = lidar_data(config, detector.cfg)
     quantiser = rq_grid.Quantiser(detector, rows)
     if model is None or any((k, n) not in model.tables for p in points for k, n in enumerate(p)):

@@ -19,14 +19,17 @@ RQ_FILE = "rq.npz"
 KIND = "residual_codes"
 
 
-def save_rows(path: Path, rows: np.ndarray, meta: Mapping[str, Any]) -> None:
-    """Codebooks alone, float32 [K, N, C], as every stage leaves them."""
-    checkpoint.export_npz(path, {"rows": np.asarray(rows, np.float32)}, {"kind": KIND, **meta})
+def save_rows(path: Path, rows: np.ndarray, meta: Mapping[str, Any], encoder: Any = None) -> None:
+    """Codebooks alone, float32 [K, N, C], and the head if it was trained."""
+    tree = {"rows": np.asarray(rows, np.float32)}
+    tree |= {} if encoder is None else {"encoder": encoder}
+    checkpoint.export_npz(path, tree, {"kind": KIND, **meta})
 
 
-def save_model(path: Path, model: RqModel, meta: Mapping[str, Any]) -> None:
-    """Codebooks with the tables that code their indices."""
-    tree = {
+def save_model(path: Path, model: RqModel, meta: Mapping[str, Any], encoder: Any = None) -> None:
+    """Codebooks with the tables that code their indices; the head if it was trained."""
+    tree = {} if encoder is None else {"encoder": encoder}
+    tree |= {
         "rows": model.rows,
         "classes": model.classes,
         "occupancy": _arrays(model.occupancy),
@@ -44,7 +47,8 @@ def load_rq(
       path: a file, a run directory that holds `rq.npz`, or a pattern.
 
     Returns:
-      (codebooks [K, N, C], the coder or None for the file of a stage, the record).
+      (codebooks [K, N, C], the coder or None for the file of a stage, the record; its "encoder"
+      holds the parameters of a head that was trained with them, or None).
 
     Raises:
       CheckpointError: it is missing, damaged, or holds something else.
@@ -56,7 +60,7 @@ def load_rq(
             f"{str(file)!r} holds {meta.get('kind') or 'something else'!r}, codebooks are needed, "
             "as configs/pointpillars_rq.py trains them"
         )
-    rows = np.asarray(tree["rows"], np.float32)
+    rows, meta = np.asarray(tree["rows"], np.float32), {**meta, "encoder": tree.get("encoder")}
     if "tables" not in tree:
         return rows, None, meta
     try:
