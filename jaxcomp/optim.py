@@ -36,11 +36,47 @@ def clip_by_global_norm(max_norm: float) -> optax.GradientTransformation:
     return optax.GradientTransformation(lambda params: optax.EmptyState(), update)
 
 
+def kernels(params: PyTree) -> PyTree:
+    """True for what decays when biases, norms, positions and tokens do not: the kernels."""
+
+    def named(path: Any, leaf: Any) -> bool:
+        name = str(getattr(path[-1], "key", path[-1]))
+        return name == "kernel" or name.endswith("_kernel")
+
+    return jax.tree_util.tree_map_with_path(named, params)
+
+
+def weight_decay(training: Any, steps_per_epoch: int) -> float | optax.Schedule:
+    """The weight decay: a number, or a half cosine to `training.weight_decay_end` if there is one.
+
+    Args:
+      training: the section `config.training`.
+      steps_per_epoch: optimiser steps of one epoch.
+    """
+    start = training.weight_decay
+    end = training.get("weight_decay_end", start)
+    if end == start:
+        return start
+    total = max(training.epochs * steps_per_epoch, 1)
+
+    def value(step: Any) -> Array:
+        share = jnp.clip(step / total, 0.0, 1.0)
+        return end + (start - end) / 2 * (1 + jnp.cos(math.pi * share))
+
+    return value
+
+
 def _rule(
-    name: str, weight_decay: float, momentum: float, b1: float | Array = 0.9, b2: float = 0.999
+    name: str,
+    weight_decay: float | Array,
+    momentum: float,
+    b1: float | Array = 0.9,
+    b2: float = 0.999,
+    mask: Any = None,
 ) -> list[optax.GradientTransformation]:
-    """The update direction, before the learning rate."""
-    decay = [optax.add_decayed_weights(weight_decay)] if weight_decay else []
+    """The update direction, before the learning rate; `mask` says what decays."""
+    none = isinstance(weight_decay, float | int) and not weight_decay
+    decay = [] if none else [optax.add_decayed_weights(weight_decay, mask)]
     if name == "adam":  # coupled: the decay is part of the gradient that Adam rescales
         return [*decay, optax.scale_by_adam(b1, b2, 1e-8)]  # type: ignore[arg-type]
     if name == "adamw":  # decoupled: the decay is only multiplied by the learning rate
@@ -134,6 +170,8 @@ def make_optimiser(
 ) -> optax.GradientTransformation:
     """Clip, weight decay, rule and learning rate, as `config.training` says.
 
+    A workload may add `decay_kernels_only`, `weight_decay_end` and `betas` (of Adam) to it.
+
     Args:
       training: the section `config.training`.
       steps_per_epoch: optimiser steps of one epoch (for schedules).
@@ -142,16 +180,30 @@ def make_optimiser(
     Returns:
       An optax transformation whose state has `hyperparams["learning_rate"]`.
     """
+    mask = kernels if training.get("decay_kernels_only", False) else None
+    adam_betas = training.get("betas", ())
 
-    def whole(learning_rate: float | Array, *betas: Any) -> optax.GradientTransformation:
+    def whole(
+        learning_rate: float | Array, decay: float | Array, *betas: Any
+    ) -> optax.GradientTransformation:
         clip = [clip_by_global_norm(training.clip_norm)] if training.clip_norm else []
-        rule = _rule(training.optimiser, training.weight_decay, momentum, *betas)
+        rule = _rule(training.optimiser, decay, momentum, *betas, mask=mask)
         return optax.chain(*clip, *rule, optax.scale_by_learning_rate(learning_rate))
 
     def chain(learning_rate: float | Array) -> optax.GradientTransformation:
-        return whole(learning_rate)
+        return whole(learning_rate, training.weight_decay, *adam_betas)
+
+    def decaying(
+        learning_rate: float | Array, weight_decay: float | Array
+    ) -> optax.GradientTransformation:
+        return whole(learning_rate, weight_decay, *adam_betas)
 
     rate = learning_rate(training, steps_per_epoch)
+    decay = weight_decay(training, steps_per_epoch)
+    if callable(decay) and training.lr_schedule.name != "one_cycle":
+        return optax.inject_hyperparams(decaying, hyperparam_dtype=jnp.float32)(
+            learning_rate=rate, weight_decay=decay
+        )
     if training.lr_schedule.name != "one_cycle":
         return optax.inject_hyperparams(chain, hyperparam_dtype=jnp.float32)(learning_rate=rate)
     if training.optimiser not in ("adam", "adamw"):
@@ -163,7 +215,7 @@ def make_optimiser(
     b1 = cycle.rates(training.learning_rate, training.epochs * steps_per_epoch)[1]
 
     def cycling(learning_rate: float | Array, b1: Array) -> optax.GradientTransformation:
-        return whole(learning_rate, b1, cycle.b2)
+        return whole(learning_rate, training.weight_decay, b1, cycle.b2)
 
     return optax.inject_hyperparams(cycling, hyperparam_dtype=jnp.float32)(
         learning_rate=rate, b1=b1

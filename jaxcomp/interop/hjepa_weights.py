@@ -1,14 +1,14 @@
 """Weights of the usual PyTorch H-JEPA (a timm ViT inside) as variables of ours, and back.
 
-    PyTorch                                     ours                                  axes
-    context_encoder.vit.patch_embed.proj.weight params/encoder/patch_kernel           O I h w -> h w I O
-    context_encoder.vit.blocks.3.attn.qkv.weight params/encoder/blocks_3/attention/qkv/kernel  O I -> I O
-    target_encoder.vit.…                        target/…                              as above
-    predictor.blocks.0.attn.in_proj_weight      params/predictor/blocks_0/attention/qkv/kernel O I -> I O
-    fpn_lateral_convs.1.0.weight                params/pyramid/lateral1/linear/kernel O I -> I O
+    PyTorch                                    ours                            axes
+    context_encoder.vit.patch_embed.proj.weight  params/encoder/patch_kernel   O I h w -> h w I O
+    context_encoder.vit.blocks.3.attn.qkv.weight  .../blocks_3/attention/qkv/kernel  O I -> I O
+    target_encoder.vit.pos_embed               target/positions                as it is
+    predictor.blocks.0.attn.in_proj_weight     .../blocks_0/attention/qkv/kernel  O I -> I O
+    fpn_lateral_convs.1.0.weight               params/pyramid/lateral1/linear/kernel  O I -> I O
 
-Both attentions pack q, k and v outermost, as ours does, so no channel moves. `module.` and
-`_orig_mod.` prefixes and a "model_state_dict" around the tensors are removed.
+Both attentions pack q, k and v outermost, as ours does, so no channel moves. Prefixes
+`module.` and `_orig_mod.` are removed.
 """
 
 from __future__ import annotations

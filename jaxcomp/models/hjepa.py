@@ -1,7 +1,7 @@
 """Hierarchical joint-embedding predictive architecture (after I-JEPA, Assran et al., 2023).
 
-    images ─ visible patches ─► context encoder ─► predictor ─► hidden tokens ─► pyramid ─► predictions
-        └─── all patches ─────► target encoder (average of the context encoder) ─► pyramid ─► targets
+    images ─ visible patches ─► context encoder ─► predictor ─► pyramid ─► predictions
+        └─── all patches ─────► target encoder ── hidden tokens ► pyramid ─► targets
 
 The predictor gets the visible tokens and a mask token with the position of each hidden one
 (arXiv:2301.08243). Both branches share one pyramid, and the gradient of the targets is stopped
@@ -200,7 +200,8 @@ class HJEPA(nn.Module):
         if self.is_initializing():
             return self.encoder(images)
         weights = jax.lax.stop_gradient(self.variables["target"])
-        return ViT(self.cfg.encoder, parent=None).apply({"params": weights}, images)
+        encoder = ViT(self.cfg.encoder, parent=None)
+        return jnp.asarray(encoder.apply({"params": weights}, images))
 
     def _room(self, name: str, room: int | None, least: int) -> int:
         tokens = self.cfg.encoder.tokens

@@ -1,7 +1,7 @@
 """Average pooling and linear interpolation of token sequences and grids, with validity.
 
-`places` of 1-D functions is a sequence in raster order; a 2-D `grid` (rows, columns) pools squares
-of neighbours. A mask is pooled as a mask: a window counts where more than half of it does.
+Without a `grid`, tokens are a sequence in raster order; with one (rows, columns), squares of
+neighbours are pooled. A mask is pooled as a mask: a window counts where more than half of it does.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def windows(x: Array, grid: Grid, factor: int) -> Array:
 
 
 def pool_mask(valid: Array, grid: Grid, factor: int) -> Array:
-    """bool [B, N] to bool [B, N']: where more than half of a window is valid."""
+    """Pools bool [B, N] to bool [B, N']: valid where more than half of a window is."""
     return windows(valid[..., None].astype(jnp.float32), grid, factor).mean((2, 3)) > 0.5
 
 
