@@ -102,6 +102,13 @@ def test_repaired_checksums_do_not_help_an_attacker(data):
             continue
 
 
+def test_a_grid_beyond_the_limit_is_refused_before_it_is_decoded():
+    blob = rs.compress(rq_toy.frame(np.random.default_rng(0), (4,)), MODEL)
+    for decode in (rs.decompress, rs.decode_prefix):
+        with pytest.raises(StreamTooLargeError, match="at most 900 cells"):
+            decode(blob, MODEL, max_cells=900)
+
+
 def test_another_model_is_refused_and_named():
     frame = rq_toy.frame(np.random.default_rng(0), (4,))
     other = rq_toy.model(seed=1)

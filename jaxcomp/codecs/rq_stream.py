@@ -186,7 +186,9 @@ def decompress(blob: bytes, model: RqModel, *, max_cells: int = MAX_CELLS) -> Fr
       BitstreamError: the file is damaged, truncated, too large, or of another model.
     """
     limit = max_cells * (1 + len(model.rows))
-    return _decode(bitstream.read(blob, digest=model.digest, max_symbols=limit).streams, model)
+    return _decode(
+        bitstream.read(blob, digest=model.digest, max_symbols=limit).streams, model, max_cells
+    )
 
 
 def decode_prefix(
@@ -206,16 +208,18 @@ def decode_prefix(
         whole.append(stream)
     if not whole:
         raise errors[0] if errors else TruncatedStreamError("the file holds no occupancy map")
-    return _decode(whole, model), errors
+    return _decode(whole, model, max_cells), errors
 
 
-def _decode(streams: Sequence[Stream], model: RqModel) -> Frame:
+def _decode(streams: Sequence[Stream], model: RqModel, max_cells: int) -> Frame:
     first, *rest = streams
     if first.name != OCCUPANCY:
         raise CorruptStreamError(f"the first stream is {first.name!r}, not {OCCUPANCY!r}")
     point = tuple(_rows_in_name(stream, k, model) for k, stream in enumerate(rest))
     if any(s.shape != first.shape or s.stages or s.lanes for s in streams):
         raise CorruptStreamError("the streams of a quantised sweep differ in shape, or are coarser")
+    if first.shape[0] * first.shape[1] > max_cells:
+        raise StreamTooLargeError(f"a grid of {first.shape}; at most {max_cells} cells are decoded")
     occupied = occupancy.decode(first.payload, first.shape, model.occupancy)
     around = Surroundings(occupied)
     indices = np.zeros((0, around.count), np.int32)
