@@ -65,6 +65,12 @@ def _describe_codec(config: Any) -> dict[str, Any]:
     )
 
 
+def _describe_face_detector(config: Any) -> dict[str, Any]:
+    from jaxcomp.jobs import face
+
+    return face.describe(config)
+
+
 def _describe_lidar_detector(config: Any) -> dict[str, Any]:
     from jaxcomp.jobs import pointpillars
 
@@ -77,11 +83,19 @@ def _describe_codebooks(config: Any) -> dict[str, Any]:
     return residual_vq.describe(config)
 
 
+def _describe_jepa(config: Any) -> dict[str, Any]:
+    from jaxcomp.jobs import jepa
+
+    return jepa.describe(config)
+
+
 # task -> what describes its config; those of other rooms import their workload when called.
 DESCRIBERS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "detect": _describe_detector,
+    "face": _describe_face_detector,
     "feature_codec": _describe_codec,
     "pointpillars": _describe_lidar_detector,
+    "jepa": _describe_jepa,
     "residual_vq": _describe_codebooks,
 }
 

@@ -19,6 +19,12 @@ def _detect(config: Any) -> Any:
     return detect.build(config)
 
 
+def _face(config: Any) -> Any:
+    from jaxcomp.jobs import face
+
+    return face.build(config)
+
+
 def _feature_codec(config: Any) -> Any:
     from jaxcomp.jobs import feature_codec, pyramid_codec
 
@@ -38,9 +44,17 @@ def _residual_vq(config: Any) -> Any:
     return residual_vq.build(config)
 
 
+def _jepa(config: Any) -> Any:
+    from jaxcomp.jobs import jepa
+
+    return jepa.build(config)
+
+
 # Builders import their workload when called, so that asking for help stays fast.
 JOBS: Mapping[str, Callable[[Any], Any]] = {
+    "jepa": _jepa,
     "detect": _detect,
+    "face": _face,
     "feature_codec": _feature_codec,
     "pointpillars": _pointpillars,
     "residual_vq": _residual_vq,
@@ -85,6 +99,8 @@ def evaluate_saved(config: Any, workdir: str) -> bool:
 # Folders of runs, as the documents name them, by model name or task.
 FOLDERS: Mapping[str, str] = {
     "detect": "detection",
+    "face": "face_detection",
+    "jepa": "hjepa",
     "pointpillars": "lidar_detection",
     "residual_vq": "lidar_residual_codes",
     "factorized_prior_joint": "fpn_joint_compression",

@@ -8,7 +8,7 @@ from jaxcomp.types import Array
 
 
 def entropy_rank(singular: Array) -> Array:
-    """exp of the entropy of singular values [K] divided by their sum, from 1 to K.
+    """Exponential of the entropy of singular values [K] divided by their sum, from 1 to K.
 
     On features as they are this is RankMe (Garrido et al., 2023, arXiv:2210.02885, equation 2); on
     centred ones the effective rank (Roy and Vetterli, 2007). Zeros give 0.

@@ -1,0 +1,230 @@
+"""How much frozen features know: nearest neighbours, linear probes and few labels. Numpy, exact.
+
+Features are [N, D], one row for an image; `pool_tokens` makes them of tokens. Every result depends
+on the arguments alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+from scipy import optimize, special
+
+from jaxcomp.errors import DataError, ShapeError
+from jaxcomp.ops.ranks import feature_ranks
+
+POOLINGS = ("mean", "max")
+METRICS = ("cosine", "original")
+KS = (1, 5, 10, 20, 50, 100, 200)
+TEMPERATURE = 0.07
+PENALTIES = (1e-4, 1e-3, 1e-2, 1e-1)
+SHARES = (0.01, 0.1)
+_ROWS = 512  # test rows at a time
+
+
+def pool_tokens(tokens: np.ndarray, how: str = "mean") -> np.ndarray:
+    """[N, T, D] to float32 [N, D] by the mean or the maximum over tokens."""
+    if how not in POOLINGS:
+        raise ShapeError(f"pooling {how!r} is none of {', '.join(POOLINGS)}")
+    tokens = np.asarray(tokens, np.float32)
+    if tokens.ndim != 3 or not tokens.shape[1]:
+        raise ShapeError(f"tokens have shape {list(tokens.shape)}; [N, T, D] is needed")
+    return tokens.mean(1) if how == "mean" else tokens.max(1)
+
+
+def _check(features: np.ndarray, labels: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
+    features, labels = np.asarray(features, np.float64), np.asarray(labels)
+    if features.ndim != 2 or labels.shape != features.shape[:1] or not len(labels):
+        raise ShapeError(
+            f"{name} features {list(features.shape)} and labels {list(labels.shape)}: give "
+            "[N, D] and [N], N at least 1"
+        )
+    if not np.isfinite(features).all():
+        raise DataError(f"{name} features are not finite; the network has diverged")
+    if not np.issubdtype(labels.dtype, np.integer) or labels.min() < 0:
+        raise ShapeError(f"{name} labels must be whole numbers from 0")
+    return features, labels.astype(np.int64)
+
+
+def unit(x: np.ndarray) -> np.ndarray:
+    """Rows divided by their L2 norm; zeros stay."""
+    return x / np.maximum(np.linalg.norm(x, axis=1, keepdims=True), 1e-12)
+
+
+def knn_accuracy(
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    ks: Sequence[int] = KS,
+    metric: str = "cosine",
+    temperature: float = TEMPERATURE,
+) -> dict[int, float]:
+    """Share of test rows that a weighted vote of the nearest training rows gets right.
+
+    Args:
+      train: ([N, D] features, [N] labels).
+      test: the same of the rows to judge.
+      ks: numbers of neighbours; those above N are left out.
+      metric: "cosine" weighs a neighbour by exp(similarity / temperature) (Wu et al., 2018,
+        arXiv:1805.01978); "original" by exp((1 - d) / temperature) with the Euclidean distance d of
+        unit vectors, which is another law: the similarity is 1 - d^2 / 2. The neighbours are the
+        same.
+      temperature: of the weights.
+
+    Returns:
+      k to accuracy. Equal votes go to the class of the lower number.
+    """
+    if metric not in METRICS:
+        raise ShapeError(f"metric {metric!r} is none of {', '.join(METRICS)}")
+    x, y = _check(*train, "training")
+    z, wanted = _check(*test, "test")
+    x, z = unit(x), unit(z)
+    ks = [k for k in ks if 1 <= k <= len(x)]
+    classes = int(max(y.max(), wanted.max())) + 1
+    right = dict.fromkeys(ks, 0)
+    for start in range(0, len(z), _ROWS):
+        similarity = z[start : start + _ROWS] @ x.T
+        order = np.argsort(-similarity, axis=1, kind="stable")[:, : max(ks, default=0)]
+        near = np.take_along_axis(similarity, order, 1)
+        if metric == "original":
+            near = 1 - np.sqrt(np.maximum(2 - 2 * near, 0))
+        weights = np.exp((near - 1) / temperature)  # a factor that all share cancels
+        one_hot = np.eye(classes)[y[order]] * weights[..., None]
+        votes = one_hot.cumsum(1)
+        for k in ks:
+            right[k] += int((votes[:, k - 1].argmax(1) == wanted[start : start + _ROWS]).sum())
+    return {k: right[k] / len(z) for k in ks}
+
+
+def _standardised(x: np.ndarray, *others: np.ndarray) -> list[np.ndarray]:
+    mean, std = x.mean(0), x.std(0)
+    return [(y - mean) / np.where(std > 1e-8, std, 1.0) for y in (x, *others)]
+
+
+def fit_linear(x: np.ndarray, y: np.ndarray, classes: int, penalty: float) -> np.ndarray:
+    """Weights [D + 1, classes] of a multinomial logistic regression, by L-BFGS from zeros.
+
+    Minimises the mean cross-entropy + penalty / 2 ||W||^2; the last row, the bias, is free.
+    """
+    count, width = x.shape
+    one_hot = np.eye(classes)[y]
+
+    def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        w = flat.reshape(width + 1, classes)
+        logits = x @ w[:-1] + w[-1]
+        log_p = logits - special.logsumexp(logits, axis=1, keepdims=True)
+        error = (np.exp(log_p) - one_hot) / count
+        gradient = np.concatenate([x.T @ error + penalty * w[:-1], error.sum(0)[None]])
+        loss = -(one_hot * log_p).sum() / count + penalty / 2 * np.square(w[:-1]).sum()
+        return loss, gradient.ravel()
+
+    start = np.zeros((width + 1) * classes)
+    found = optimize.minimize(
+        objective, start, jac=True, method="L-BFGS-B", options={"maxiter": 200}
+    )
+    return found.x.reshape(width + 1, classes)
+
+
+def _accuracy(w: np.ndarray, x: np.ndarray, y: np.ndarray) -> float:
+    return float(((x @ w[:-1] + w[-1]).argmax(1) == y).mean())
+
+
+def linear_probe(
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    penalties: Sequence[float] = PENALTIES,
+) -> dict[str, float]:
+    """Accuracy of a logistic regression on standardised features.
+
+    The penalty is chosen on every fifth training row, fitted on the others; the test rows take no
+    part in it. With fewer than 10 training rows the largest is taken.
+
+    Args:
+      train: ([N, D] features, [N] labels).
+      test: the same of the rows to judge.
+      penalties: to choose from.
+
+    Returns:
+      {"accuracy", "penalty"}.
+    """
+    x, y = _check(*train, "training")
+    z, wanted = _check(*test, "test")
+    classes = int(max(y.max(), wanted.max())) + 1
+    x, z = _standardised(x, z)
+    held = np.arange(len(x)) % 5 == 4
+    chosen = max(penalties)
+    if len(x) >= 10 and len(penalties) > 1:
+        scores = [
+            _accuracy(fit_linear(x[~held], y[~held], classes, p), x[held], y[held])
+            for p in penalties
+        ]
+        chosen = penalties[int(np.argmax(scores))]
+    w = fit_linear(x, y, classes, chosen)
+    return {"accuracy": _accuracy(w, z, wanted), "penalty": float(chosen)}
+
+
+def few_rows(labels: np.ndarray, share: float, seed: int) -> np.ndarray:
+    """Rows of a share of the labels, the same number of each class (at least one), sorted."""
+    rng = np.random.default_rng([seed, 11])
+    rows: list[np.ndarray] = []
+    for label in np.unique(labels):
+        own = np.flatnonzero(labels == label)
+        rows.append(rng.permutation(own)[: max(1, round(share * len(own)))])
+    return np.sort(np.concatenate(rows))
+
+
+def low_shot(
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    shares: Sequence[float] = SHARES,
+    draws: int = 3,
+    penalty: float = 1e-2,
+) -> dict[float, float]:
+    """Linear-probe accuracy with few labels, mean over draws of the labelled rows, by share."""
+    x, y = _check(*train, "training")
+    found = {}
+    for share in shares:
+        accuracies = []
+        for draw in range(draws):
+            rows = few_rows(y, share, draw)
+            probe = linear_probe((x[rows], y[rows]), test, (penalty,))
+            accuracies.append(probe["accuracy"])
+        found[share] = float(np.mean(accuracies))
+    return found
+
+
+def probe_features(
+    train: tuple[np.ndarray, np.ndarray],
+    test: tuple[np.ndarray, np.ndarray],
+    ks: Sequence[int] = KS,
+    headline: int = 20,
+) -> dict[str, Any]:
+    """Everything about one set of features, as JSON values.
+
+    Args:
+      train: ([N, D] features, [N] labels).
+      test: the same of the rows to judge.
+      ks: numbers of neighbours of the sweep.
+      headline: the k of "knn" (the largest possible below it, if there are too few rows).
+
+    Returns:
+      {"knn", "linear": accuracies, "knn_sweep": {metric: {k: accuracy}}, "low_shot": {share:
+      accuracy}, "rankme", "effective_rank", "std": of the test features}.
+    """
+    sweep = {metric: knn_accuracy(train, test, ks, metric) for metric in METRICS}
+    near = max((k for k in sweep["cosine"] if k <= headline), default=min(sweep["cosine"]))
+    spread = {k: float(v) for k, v in feature_ranks(np.asarray(test[0], np.float32)).items()}
+    return {
+        "knn": sweep["cosine"][near],
+        "linear": linear_probe(train, test)["accuracy"],
+        "knn_sweep": {m: {str(k): v for k, v in found.items()} for m, found in sweep.items()},
+        "low_shot": {f"{share:g}": v for share, v in low_shot(train, test).items()},
+        **spread,
+    }
+
+
+def flat_scores(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
+    """{"NAME_knn", "NAME_linear", "NAME_rankme"} of named results, for tables."""
+    keys = ("knn", "linear", "rankme")
+    return {f"{name}_{key}": float(one[key]) for name, one in found.items() for key in keys}
