@@ -24,7 +24,27 @@ def _kitti(config: Any, batch_size: int) -> Any:
     return kitti_splits(config, batch_size)
 
 
-DATASETS: dict[str, Callable[[Any, int], Any]] = {"scenes": _scenes, "kitti": _kitti}
+def _faces(config: Any, batch_size: int) -> Any:
+    from jaxcomp.data.face_records import face_splits
+
+    return face_splits(config, batch_size)
+
+
+def _pictures(config: Any, batch_size: int) -> Any:
+    from jaxcomp.data.pictures import picture_splits
+
+    return picture_splits(config, batch_size)
+
+
+DATASETS: dict[str, Callable[[Any, int], Any]] = {
+    "scenes": _scenes,
+    "kitti": _kitti,
+    "faces": _faces,
+    "widerface": _faces,
+    "textures": _pictures,
+    "digits": _pictures,
+    "pictures": _pictures,
+}
 
 
 def make_splits(config: Any, batch_size: int | None = None) -> Any:
