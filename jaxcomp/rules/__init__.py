@@ -3,7 +3,6 @@
 from collections.abc import Mapping
 
 from jaxcomp.rules.detect import DETECT
-from jaxcomp.rules.face import FACE
 from jaxcomp.rules.feature_codec import FEATURE_CODEC
 from jaxcomp.rules.hjepa import JEPA
 from jaxcomp.rules.pointpillars import POINTPILLARS
@@ -13,7 +12,6 @@ from jaxcomp.rules.workload import Workload
 
 WORKLOADS: Mapping[str, Workload] = {
     "detect": DETECT,
-    "face": FACE,
     "feature_codec": FEATURE_CODEC,
     "jepa": JEPA,
     "pointpillars": POINTPILLARS,
