@@ -27,7 +27,8 @@ def get_config(arg_string: str = ""):
     else:
         config.model.update(in_channels=64, n_hidden=64, n_channels=96, stages=2)
         config.data.train_size = 300
-        training.update(batch_size=8, epochs=8, learning_rate=1e-3, rate_weight=1.5e-3)
+        training.update(batch_size=4, epochs=12, learning_rate=1e-3, rate_weight=1e-2)
+        training.prior_lr_factor = 10.0
         training.lr_schedule.update(name="cosine")
         training.early_stopping.patience = 0
     return config

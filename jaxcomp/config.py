@@ -181,7 +181,12 @@ def codec_config(profile: str, **extra: Any) -> ConfigDict:
         # feature_store: a folder that keeps the features of the frozen detector for later runs
         "data": {"cache_features": not kitti, "feature_store": ""},
         "evaluation": {"pictures": 4},
-        "training": {"feature_weight": 1.0, "task_weight": 0.0, "task_regions": 16},
+        "training": {
+            "feature_weight": 1.0,
+            "task_weight": 0.0,
+            "task_regions": 16,
+            "prior_lr_factor": 1.0,
+        },
     }
     for section, fields in extra.items():
         added[section] = {**added.get(section, {}), **fields}

@@ -165,12 +165,28 @@ def learning_rate(training: Any, steps_per_epoch: int) -> float | optax.Schedule
     )
 
 
+def faster_prior(factor: float) -> optax.GradientTransformation:
+    """Multiplies the updates of `params["prior"]`.
+
+    An entropy model starts broad and has far to go, while the transforms must move slowly: with one
+    rate for both, short runs end before the model knows the latents.
+    """
+
+    def is_prior(params: PyTree) -> PyTree:
+        return jax.tree_util.tree_map_with_path(
+            lambda path, _: getattr(path[0], "key", None) == "prior", params
+        )
+
+    return optax.masked(optax.scale(factor), is_prior)
+
+
 def make_optimiser(
     training: Any, steps_per_epoch: int, momentum: float = 0.9
 ) -> optax.GradientTransformation:
     """Clip, weight decay, rule and learning rate, as `config.training` says.
 
-    A workload may add `decay_kernels_only`, `weight_decay_end` and `betas` (of Adam) to it.
+    A workload may add `decay_kernels_only`, `weight_decay_end`, `betas` (of Adam) and
+    `prior_lr_factor` to it.
 
     Args:
       training: the section `config.training`.
@@ -188,7 +204,8 @@ def make_optimiser(
     ) -> optax.GradientTransformation:
         clip = [clip_by_global_norm(training.clip_norm)] if training.clip_norm else []
         rule = _rule(training.optimiser, decay, momentum, *betas, mask=mask)
-        return optax.chain(*clip, *rule, optax.scale_by_learning_rate(learning_rate))
+        faster = [faster_prior(training.prior_lr_factor)] if "prior_lr_factor" in training else []
+        return optax.chain(*clip, *rule, optax.scale_by_learning_rate(learning_rate), *faster)
 
     def chain(learning_rate: float | Array) -> optax.GradientTransformation:
         return whole(learning_rate, training.weight_decay, *adam_betas)

@@ -10,6 +10,7 @@ from jaxcomp.rules.workload import Workload
 LOSS = {
     "training.task_weight": (float, 0, math.inf, True),
     "training.feature_weight": (float, 0, math.inf, True),
+    "training.prior_lr_factor": (float, 0, math.inf, False),
     "training.task_regions": (int, 1, 1000, True),
 }
 
