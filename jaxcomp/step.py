@@ -73,7 +73,9 @@ def make_train_step(
       `step(state, frozen, batch, seed) -> (state, metrics)`. The state is donated. Randomness
       depends on the seed and `state.step` (and the micro-batch) alone. `metrics` has the task's
       metrics and "loss", "grad_norm" (before clipping), "finite", "bad_leaf" (index of the first
-      non-finite gradient leaf, -1 without), "lr" and "updated" (0 between optimiser steps).
+      non-finite gradient leaf, -1 without), "lr" and "updated" (0 between optimiser steps). If the
+      task has a function `gradient_group` (path of a parameter to the name of its group), they have
+      "grad_norm_by", the norm of each group's gradient.
     """
 
     def gradients(
@@ -83,10 +85,14 @@ def make_train_step(
             loss, aux = task.loss(params, state.stats, frozen, batch, rng, state.step)
             return loss * loss_scale, (loss, aux)
 
-        grads, out = jax.grad(scaled, has_aux=True)(state.params)
+        grads, (loss, aux) = jax.grad(scaled, has_aux=True)(state.params)
         if loss_scale != 1.0:
             grads = jax.tree.map(lambda g: g / loss_scale, grads)
-        return grads, out
+        group = getattr(task, "gradient_group", None)
+        if group is not None:
+            norms = {"grad_norm_by": group_norms(grads, group)}
+            aux = aux.replace(metrics={**aux.metrics, **norms})
+        return grads, (loss, aux)
 
     def apply(state: TrainState, inner: PyTree, grads: PyTree) -> tuple[PyTree, PyTree, PyTree]:
         updates, inner = tx.update(grads, inner, state.params)
@@ -164,6 +170,15 @@ def _masked(mask: PyTree, updates: PyTree) -> PyTree:
 def _choose(condition: Array, yes: PyTree, no: PyTree) -> PyTree:
     """One of two trees of the same structure."""
     return jax.tree.map(lambda a, b: jnp.where(condition, a, b), yes, no)
+
+
+def group_norms(grads: PyTree, group: Callable[[str], str]) -> dict[str, Array]:
+    """Norm of the gradient of each group of parameters; `group` names that of a path."""
+    squares: dict[str, Array] = {}
+    for path, leaf in jax.tree_util.tree_leaves_with_path(grads):
+        name = group("/".join(str(getattr(key, "key", key)) for key in path))
+        squares[name] = squares.get(name, 0.0) + jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+    return {name: jnp.sqrt(total) for name, total in squares.items()}
 
 
 def _checks(grads: PyTree, loss: Array) -> dict[str, Array]:

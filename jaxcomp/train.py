@@ -46,6 +46,7 @@ __all__ = [
 ]
 
 LOG = log.LOG
+Stop = Callable[[Sequence[Mapping[str, Any]]], bool]  # records of all epochs -> whether to end
 LAG = 1  # steps in flight: metrics are read when the next step is already queued
 MAX_SKIPPED = 50  # non-finite batches in a row before "skip" gives up as well
 INIT_STREAM = 2**32 - 1  # folded into the seed for `Task.init`; steps never reach it
@@ -152,6 +153,7 @@ def fit(
     mesh: jax.sharding.Mesh | None = None,
     callbacks: Sequence[Callable[[EpochSummary], None]] = (),
     resume: bool = True,
+    stop: Stop | None = None,
 ) -> FitResult:
     """Trains a task, or goes on where the run directory stands.
 
@@ -167,6 +169,8 @@ def fit(
         first process. After a
         kill an epoch may be told again with the same content, so write files by replacing them.
       resume: False refuses a directory that holds checkpoints.
+      stop: a rule of the workload's own that ends training early, beside that of
+        `config.training.early_stopping`: a pure function of the epochs' records.
 
     Returns:
       The best state and what happened. A run that is already complete returns at once.
@@ -201,7 +205,9 @@ def fit(
     with Checkpointer(workdir / "checkpoints", config.checkpoint.keep) as saver:
         state, progress = _resume(saver, state, progress, resume)
         iterator.set_state(progress.data)
-        run = _Run(task, config, data, workdir, tx, mesh, callbacks, saver, state, frozen, progress)
+        run = _Run(
+            task, config, data, workdir, tx, mesh, callbacks, saver, state, frozen, progress, stop
+        )  # fmt: skip
         try:
             return run.go(iterator)
         except (RuntimeError, ValueError) as error:
@@ -257,8 +263,10 @@ class _Run:
         state: TrainState,
         frozen: PyTree,
         progress: Progress,
+        stop: Stop | None = None,
     ):
         training = config.training
+        self.stop = stop
         self.config, self.data, self.workdir, self.mesh = config, data, workdir, mesh
         self.callbacks, self.saver = callbacks, saver
         self.state, self.frozen, self.progress = state, frozen, progress
@@ -398,6 +406,8 @@ class _Run:
         record: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "lr": lr}
         record |= {"train": train, "val": val}
         progress.history.append(record)
+        if self.stop is not None and self.stop(progress.history):
+            progress.done = progress.done or "early_stopping"
         alerts = log.health_alerts(train, val, config.training.rate_weight, config.alerts)
         self._tell(record, alerts, best, val_seconds)
         summary = EpochSummary(

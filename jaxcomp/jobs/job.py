@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcomp.train import FitResult
+from jaxcomp.train import FitResult, Stop
 from jaxcomp.types import DataSplits, PyTree, Task
 from jaxcomp.workdir import atomic_write
 
@@ -26,6 +26,7 @@ class Job:
       evaluate: `evaluate(result, workdir, progress) -> metrics` runs after training: it writes the
         weights and whatever the report shows, and returns JSON values for `summary.json`.
       fingerprint: of the data, see `DataSplits`.
+      stop: see `train.fit`.
     """
 
     task: Task
@@ -33,6 +34,7 @@ class Job:
     callbacks: Sequence[Callable[..., None]]
     evaluate: Callable[[FitResult, Path, Callable[[int], None]], Mapping[str, Any]]
     fingerprint: str = ""
+    stop: Stop | None = None
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:

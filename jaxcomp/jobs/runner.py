@@ -175,7 +175,9 @@ def _train(
 ) -> train.FitResult:
     """Trains or goes on; the step's time survives a kill between training and evaluation."""
     callbacks = (*job.callbacks, lambda epoch: timing.save())
-    result = train.fit(job.task, config, job.splits, directory.path, callbacks=callbacks)
+    result = train.fit(
+        job.task, config, job.splits, directory.path, callbacks=callbacks, stop=job.stop
+    )
     if result.train_step_ms is not None:
         timing.save(
             train_step_ms=result.train_step_ms,

@@ -78,7 +78,10 @@ class FaceDetector(nn.Module):
 
     def pyramid(self, x: Array, train: bool = False) -> Features:
         """{"p3", "p4", "p5"} float32 at strides 8, 16, 32 of normalised images [B, H, W, 3]."""
-        maps = self.body_maps(x, train)
+        return self.pyramid_of(self.body_maps(x, train), train)
+
+    def pyramid_of(self, maps: list[Array], train: bool = False) -> Features:
+        """The same of the maps of the body."""
         if self.body_gates is not None:
             maps = self.body_gates(maps, train)
         levels = zip(FACE_LEVELS, self.neck(maps, train), strict=True)

@@ -184,6 +184,17 @@ def _scenes(arrays: Mapping[str, np.ndarray], summary: Record) -> str:
     return pictures.class_key(classes) + panels
 
 
+def _faces(arrays: Mapping[str, np.ndarray]) -> str:
+    """Pictures of a face detector: truth on the left, what was found on the right."""
+    figures = [
+        f'<figure><img src="{pictures.data_uri(np.asarray(picture, np.uint8), photo=True)}" '
+        f'alt="held-out image {i}: true faces left, found ones right" style="max-width:100%">'
+        f"<figcaption>Image {i}: ground truth, detected</figcaption></figure>"
+        for i, picture in enumerate(arrays.get("drawn", ()))
+    ]
+    return "".join(figures)
+
+
 def _accuracy(summary: Record) -> str:
     after, before = summary.get("accuracy"), summary.get("accuracy_uncompressed")
     if not isinstance(after, Mapping):
@@ -311,6 +322,12 @@ def run_page(
             "in the middle.",
         ),
         html.section("Detections", _scenes(arrays, summary), weak),
+        html.section(
+            "Faces",
+            _faces(arrays),
+            "Boxes with their scores, and landmarks: eyes red and blue, nose yellow, corners of "
+            "the mouth green and pink. Faces below 0.5 are not drawn.",
+        ),
         html.section("Accuracy", _accuracy(summary)),
         html.section("Provenance", _provenance(summary, config)),
     ]

@@ -40,7 +40,7 @@ def significant(value: Any) -> str:
     return f"{value:,.{digits}f}"
 
 
-DETECTORS = {"detect": "Detector", "pointpillars": "Lidar detector"}
+DETECTORS = {"detect": "Detector", "face": "Face detector", "pointpillars": "Lidar detector"}
 CODES = "residual_vq"  # the task
 _ENDS = ("_uncompressed", "")
 LIDAR_AP = "map_3d_moderate_r40"
@@ -54,7 +54,7 @@ def is_detector(summary: Summary) -> bool:
 
 def is_finished(summary: Summary) -> bool:
     """Whether the run has been measured."""
-    return any(name in summary for name in ("map50", "bytes_per_frame", "kitti"))
+    return any(name in summary for name in ("map50", "bytes_per_frame", "kitti", "ap_hard"))
 
 
 def _setting(summary: Summary, name: str) -> Any:
@@ -312,9 +312,27 @@ def _lidar_rows(s: Summary) -> list[tuple[str, str, str]]:
     ]
 
 
+def _face_rows(s: Summary) -> list[tuple[str, str, str]]:
+    faces, heights = s.get("faces", {}), s.get("heights", (0, 0, 0))
+    rows = [
+        (
+            f"AP {name}",
+            number(s.get(f"ap_{name}"), ".4f"),
+            f"WIDERFace's rules, protocol {s.get('protocol')}; {number(faces.get(name))} faces of "
+            f"{height:g} pixels and more",
+        )
+        for name, height in zip(("easy", "medium", "hard"), heights, strict=True)
+    ]
+    note = f"distilled from {s['teacher']}" if s.get("teacher") else "trained without a teacher"
+    size = number(s.get("weights_bytes"), ",.0f", " bytes")
+    return [*rows, ("Weights", size, f"the exported file of {s.get('variant')}, {note}")]
+
+
 def _detector_rows(s: Summary) -> list[tuple[str, str, str]]:
     if s.get("task") == "pointpillars":
         return _lidar_rows(s)
+    if s.get("task") == "face":
+        return _face_rows(s)
     accuracy = s.get("accuracy")
     f1 = next((v for k, v in (accuracy or {}).items() if k.startswith("f1")), None)
     return [
@@ -430,6 +448,13 @@ def lead(summary: Summary) -> str:
             f"The lidar detector was measured on {frames} held-out sweeps ({data}): mean 3-D "
             f"average precision {number(summary.get(LIDAR_AP), '.2f')} per cent (moderate, 40 "
             "recalls, KITTI's overlaps)."
+        )
+    elif summary.get("task") == "face":
+        text = (
+            f"The face detector {summary.get('variant', '')} was measured on {frames} held-out "
+            f"images ({data}): average precision {number(summary.get('ap_easy'), '.4f')} of easy, "
+            f"{number(summary.get('ap_medium'), '.4f')} of medium and "
+            f"{number(summary.get('ap_hard'), '.4f')} of hard faces."
         )
     else:
         text = (

@@ -3,6 +3,7 @@
 from collections.abc import Mapping
 
 from jaxcomp.rules.detect import DETECT
+from jaxcomp.rules.face import FACE
 from jaxcomp.rules.feature_codec import FEATURE_CODEC
 from jaxcomp.rules.hjepa import JEPA
 from jaxcomp.rules.pointpillars import POINTPILLARS
@@ -12,6 +13,7 @@ from jaxcomp.rules.workload import Workload
 
 WORKLOADS: Mapping[str, Workload] = {
     "detect": DETECT,
+    "face": FACE,
     "feature_codec": FEATURE_CODEC,
     "jepa": JEPA,
     "pointpillars": POINTPILLARS,
