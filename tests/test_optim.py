@@ -5,6 +5,7 @@ import optax
 import pytest
 import toy
 
+from jaxcomp import config as config_lib
 from jaxcomp import optim
 
 
@@ -104,3 +105,17 @@ def test_schedules_are_functions_of_the_step():
     rate = optim.learning_rate(config.training, 10)
     assert float(rate(0)) == 0.0 and float(rate(10)) == pytest.approx(0.05)
     assert float(rate(60)) == pytest.approx(1e-6)
+
+
+def test_the_prior_may_learn_faster():
+    params = {"prior": {"a": jnp.zeros(3)}, "analysis": {"prior": jnp.zeros(3)}}
+    grads = jax.tree.map(jnp.ones_like, params)
+
+    def update(**extra):
+        config = config_lib.base_config(training=extra) if extra else config_lib.base_config()
+        tx = optim.make_optimiser(config.training, 10)
+        return tx.update(grads, tx.init(params), params)[0]
+
+    plain, faster = update(), update(prior_lr_factor=10.0)
+    np.testing.assert_allclose(faster["prior"]["a"], 10 * plain["prior"]["a"], rtol=1e-6)
+    np.testing.assert_array_equal(faster["analysis"]["prior"], plain["analysis"]["prior"])
