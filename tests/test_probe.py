@@ -99,6 +99,9 @@ def test_ranks_of_known_spectra():
     wide = np.random.default_rng(0).normal(size=(500, 6)).astype(np.float32)
     found = feature_ranks(wide)
     assert float(found["effective_rank"]) > 5.8 and float(found["std"]) == pytest.approx(1, abs=0.1)
+    for key, value in probe.feature_spread(wide).items():
+        assert float(found[key]) == pytest.approx(value, rel=1e-4)
+    assert probe.feature_spread(wide.T[:, :300])["rankme"] <= 6
     padded = np.concatenate([wide, 1e3 * np.ones((20, 6), np.float32)])
     again = feature_ranks(padded, np.arange(520) < 500)
     for key, value in found.items():
@@ -122,3 +125,15 @@ def test_tokens_are_pooled_and_bad_input_is_refused():
         probe.linear_probe((x * np.inf, y), (x, y))
     with pytest.raises(ShapeError, match="whole numbers"):
         probe.linear_probe((x, y - 1), (x, y))
+
+
+def test_wide_features_are_judged_in_their_span():
+    train, test = clusters(30, width=50, noise=1.0), clusters(40, width=50, noise=1.0, seed=5)
+    x, z = probe._standardised(train[0], test[0])
+    small, few = probe._compact(x, z)
+    assert small.shape == (30, 30) and few.shape == (40, 30)
+    predictions = []
+    for rows, others in ((x, z), (small, few)):
+        w = probe.fit_linear(rows, train[1], 3, 0.1)
+        predictions.append(others @ w[:-1] + w[-1])
+    np.testing.assert_allclose(*predictions, atol=0.02)

@@ -125,20 +125,20 @@ def encoder_type(name: str) -> dict[str, Any]:
       ConfigError: the name is unknown.
     """
     words = name.split("_")
-    size = words[1] if words[0] == "vit" and len(words) > 1 else words[0]
-    found: dict[str, Any] = dict(SIZES.get(size, {}))
-    for word in words[2:]:
-        text = word.removeprefix("patch")
-        if not text.isdigit() or not int(text):
-            found = {}
-            break
-        found["patch" if word.startswith("patch") else "image_size"] = int(text)
-    if not found or (words[0] != "vit" and len(words) > 1):
+    whole = words[0] == "vit"
+    size, rest = words[whole and len(words) > 1], words[2:] if whole else words[1:]
+    numbers = [word.removeprefix("patch") for word in rest]
+    if size not in SIZES or (rest and not whole) or not all(_positive(n) for n in numbers):
         raise ConfigError(
             f"encoder_type={name!r} is unknown; use one of {', '.join(SIZES)}, or a full name "
             "like 'vit_base_patch16_224'"
         )
-    return found
+    names = ["patch" if word.startswith("patch") else "image_size" for word in rest]
+    return {**SIZES[size], **dict(zip(names, map(int, numbers), strict=True))}
+
+
+def _positive(text: str) -> bool:
+    return text.isdigit() and int(text) > 0
 
 
 def places(grid: tuple[int, int]) -> np.ndarray:
