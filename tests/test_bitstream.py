@@ -181,7 +181,7 @@ _GOOD = st.builds(
 
 @hypothesis.settings(max_examples=400, deadline=None, derandomize=True)
 @hypothesis.given(
-    kind=st.sampled_from(["factorised", "factorised", "factorised", "other"]),
+    kind=st.sampled_from(["factorised", "factorised", "residual_vq", "other"]),
     digest=st.integers(0, 1 << 64),
     streams=st.lists(st.one_of(_GOOD, _GOOD, _GOOD, _STREAMS), max_size=4),
     meta=st.one_of(st.none(), _META),
@@ -202,6 +202,21 @@ def test_what_is_written_is_read_and_what_is_not_read_is_not_written(
     found = (box.kind, box.digest, box.streams, box.meta)
     assert found == (kind, digest, tuple(streams), meta)
     assert bitstream.salvage(blob, digest=digest, **limits) == (box, [])
+
+
+def test_a_file_of_another_kind_is_refused_by_kind():
+    blob = bitstream.write("residual_vq", DIGEST, [STREAM])
+    assert bitstream.read(blob, kind="residual_vq").kind == "residual_vq"
+    for read in (bitstream.read, bitstream.salvage):
+        with pytest.raises(errors.TableMismatchError, match=r"'residual_vq', .* decodes 'fact"):
+            read(blob, kind="factorised", digest=DIGEST)
+
+
+def test_a_reader_from_before_a_kind_refuses_it_by_kind(monkeypatch):
+    blob = bitstream.write("residual_vq", DIGEST, [STREAM])
+    monkeypatch.setattr(chunks, "KINDS", {"factorised": 0})
+    with pytest.raises(errors.VersionError, match="codec kind 1; this reader knows"):
+        bitstream.read(blob)
 
 
 def test_another_model_is_told_before_what_else_is_wrong():

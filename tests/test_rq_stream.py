@@ -1,5 +1,9 @@
 """Quantised sweeps as files: lossless, cut anywhere between codebooks, sound on damage."""
 
+import hashlib
+import json
+import pathlib
+
 import hypothesis
 import hypothesis.strategies as st
 import numpy as np
@@ -15,6 +19,7 @@ from jaxcomp.errors import (
     StreamTooLargeError,
     TableMismatchError,
 )
+from jaxcomp.jobs import rq_files
 
 settings = hypothesis.settings(max_examples=30, deadline=None, derandomize=True)
 MODEL = rq_toy.model()
@@ -148,3 +153,21 @@ def test_contexts_save_bytes_over_order_0():
         _, *streams = bitstream.read(rs.compress(frame, model)).streams
         bits += sum(8 * len(s.payload) for s in streams)
     assert bits < 0.85 * rs.order_0_bits(training, held_out)
+
+
+def test_the_golden_file_decodes_and_is_coded_to_the_bit():
+    folder = pathlib.Path(__file__).parent / "golden"
+    expected = json.loads((folder / "residual_v1.json").read_text(encoding="utf-8"))
+    blob = (folder / "residual_v1.jxc").read_bytes()
+    _, model, _ = rq_files.load_rq(folder / "residual_v1.npz")
+    box = bitstream.read(blob)
+    assert (box.kind, blob[12] & 7, box.digest) == ("residual_vq", 1, model.digest)
+    assert box.meta == expected["meta"]
+    frame = rs.decompress(blob, model)
+    assert list(frame.point) == expected["point"]
+    assert list(frame.occupied.shape) == expected["shape"]
+    assert np.flatnonzero(frame.occupied).tolist() == expected["cells"]
+    assert frame.indices.tolist() == expected["indices"]
+    seen = hashlib.sha256(rs.features(frame, model).tobytes()).hexdigest()
+    assert seen == expected["features"]
+    assert rs.compress(frame, model, box.meta) == blob

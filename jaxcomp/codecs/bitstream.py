@@ -100,6 +100,7 @@ def write(
 def read(
     blob: bytes,
     *,
+    kind: str | None = None,
     digest: int | tuple[int, ...] | None = None,
     channels: int = 1,
     max_symbols: int = MAX_SYMBOLS,
@@ -108,6 +109,7 @@ def read(
 
     Args:
       blob: its bytes.
+      kind: that the codec decodes, a key of `KINDS`; None to look at any file.
       digest: of the model that will decode it, or all that it may have; None to look at any file.
       channels: M, to compute the number of symbols that a stream announces.
       max_symbols: the most symbols that all streams together may announce.
@@ -117,14 +119,14 @@ def read(
 
     Raises:
       VersionError: not a `.jxc` file, or of a version or codec kind this reader does not know.
-      TableMismatchError: coded with other tables; told before anything else, but for a damaged
-        header, which the first checksum shows.
+      TableMismatchError: of another kind or coded with other tables; told before anything
+        else, but for a damaged header, which the first checksum shows.
       TruncatedStreamError: the file ends early.
       CorruptStreamError: a checksum or field is wrong, or bytes follow the last chunk.
       StreamTooLargeError: the streams announce more than `max_symbols`.
     """
     head = chunks.read_head(blob)
-    _check_model(blob, head, digest)
+    _check_model(blob, head, kind, digest)
     meta, payloads, position = chunks.read_meta(blob, head)
     streams: list[Stream] = []
     for _ in range(head.count):
@@ -137,9 +139,12 @@ def read(
     return Container(head.kind, head.digest, tuple(streams), meta, len(blob) - payloads)
 
 
-def _check_model(blob: bytes, head: chunks.Head, digest: int | tuple[int, ...] | None) -> None:
+def _check_model(
+    blob: bytes, head: chunks.Head, kind: str | None, digest: int | tuple[int, ...] | None
+) -> None:
     """Raises `TableMismatchError`, or what the first chunk says of a damaged header."""
     try:
+        chunks.check_kind(head.kind, kind)
         chunks.check_digest(head.digest, digest)
     except TableMismatchError:
         try:
@@ -154,6 +159,7 @@ def _check_model(blob: bytes, head: chunks.Head, digest: int | tuple[int, ...] |
 def salvage(
     blob: bytes,
     *,
+    kind: str | None = None,
     digest: int | tuple[int, ...] | None = None,
     channels: int = 1,
     max_symbols: int = MAX_SYMBOLS,
@@ -166,6 +172,7 @@ def salvage(
 
     Args:
       blob: the bytes of the file; those of its header must be intact.
+      kind: as for `read`.
       digest: as for `read`.
       channels: as for `read`.
       max_symbols: as for `read`; a stream beyond it is left out.
@@ -178,9 +185,10 @@ def salvage(
 
     Raises:
       VersionError, TruncatedStreamError, CorruptStreamError: the header of the file is damaged.
-      TableMismatchError: coded with other tables.
+      TableMismatchError: of another kind or coded with other tables.
     """
     head = chunks.read_head(blob)
+    chunks.check_kind(head.kind, kind)
     chunks.check_digest(head.digest, digest)
     search = searching.Search(blob, head, max_search)
     meta, payloads, position = None, 0, len(head.data)

@@ -23,7 +23,7 @@ from jaxcomp.errors import (
 )
 
 MAGIC, VERSION = b"JXC", 1
-KINDS = {"factorised": 0}
+KINDS = {"factorised": 0, "residual_vq": 1}
 # Of all streams of a file together, checked before anything is allocated: decoding a hostile file
 # costs 130 MB at most, in JAX 400 MB. A 2160x3840 frame has a hundredth in its largest level.
 MAX_SYMBOLS = 1 << 24
@@ -201,6 +201,15 @@ def check_digest(coded_with: int, digest: int | tuple[int, ...] | None) -> None:
         raise TableMismatchError(
             f"the stream was coded with model {coded_with:016x}, this one is {accepted[0]:016x}; "
             "use the checkpoint it was made with"
+        )
+
+
+def check_kind(coded_as: str, kind: str | None) -> None:
+    """Raises `TableMismatchError` unless a file is of the kind wanted."""
+    if kind is not None and coded_as != kind:
+        raise TableMismatchError(
+            f"the stream is of the codec kind {coded_as!r}, this codec decodes {kind!r}; use the "
+            "checkpoint it was made with"
         )
 
 

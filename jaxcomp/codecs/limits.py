@@ -48,6 +48,7 @@ def rules_of(models: Models, limits: Limits) -> Rules:
     max_symbols = limits.get("max_symbols")
     max_steps = rans.MAX_STEPS[backend] if max_symbols is None else max_symbols
     reading = {
+        "kind": "factorised",
         "digest": digests_of(models),
         "channels": tables_of(models).channels,
         "max_symbols": bitstream.MAX_SYMBOLS if max_symbols is None else max_symbols,

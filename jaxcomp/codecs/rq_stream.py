@@ -37,7 +37,7 @@ from jaxcomp.errors import (
 )
 
 OCCUPANCY = "occupancy"
-KIND = "factorised"  # the container knows no other kind; the digest tells the models apart
+KIND = "residual_vq"  # of the container
 MAX_CELLS = 1 << 22  # of a grid, checked before anything is allocated: 20 times that of KITTI
 FINE, COARSE = 64, 16  # classes of rows that contexts tell apart
 _RANGES, _CROWD = 6, 9  # steps of the distance, and of the number of occupied cells around
@@ -186,9 +186,8 @@ def decompress(blob: bytes, model: RqModel, *, max_cells: int = MAX_CELLS) -> Fr
       BitstreamError: the file is damaged, truncated, too large, or of another model.
     """
     limit = max_cells * (1 + len(model.rows))
-    return _decode(
-        bitstream.read(blob, digest=model.digest, max_symbols=limit).streams, model, max_cells
-    )
+    box = bitstream.read(blob, kind=KIND, digest=model.digest, max_symbols=limit)
+    return _decode(box.streams, model, max_cells)
 
 
 def decode_prefix(
@@ -200,7 +199,7 @@ def decode_prefix(
       BitstreamError: not even the occupancy map can be read, or the file is of another model.
     """
     limit = max_cells * (1 + len(model.rows))
-    box, errors = bitstream.salvage(blob, digest=model.digest, max_symbols=limit)
+    box, errors = bitstream.salvage(blob, kind=KIND, digest=model.digest, max_symbols=limit)
     whole = []
     for stream, name in zip(box.streams, (OCCUPANCY, *range(len(model.rows))), strict=False):
         if stream.name.partition(".")[0] != str(name):
