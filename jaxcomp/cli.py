@@ -8,13 +8,13 @@ import sys
 from collections.abc import Sequence
 
 from jaxcomp import config as config_lib
-from jaxcomp.commands import coding, detecting, evaluating, inspecting, weights
+from jaxcomp.commands import coding, detecting, evaluating, exporting, inspecting, weights
 from jaxcomp.errors import ConfigError, JaxcompError
 
 DESCRIPTION = """\
 Split inference and learned feature compression. Training is `python -m jaxcomp.main --help`.
 """
-TOPICS = (inspecting, coding, detecting, evaluating, weights)
+TOPICS = (inspecting, coding, detecting, evaluating, weights, exporting)
 INTERRUPTED, CLOSED_PIPE = 130, 141  # as shells tell SIGINT and SIGPIPE
 
 
