@@ -62,19 +62,25 @@ def test_the_two_laws_of_weights_differ():
     assert results == [0.0, 1.0]
 
 
-def test_the_linear_probe_minimises_its_objective():
-    x, y = clusters(60)
-    w = probe.fit_linear(x, y, 3, 0.01)
+def test_the_ridge_minimises_its_objective_and_leaves_rows_out():
+    x, y = clusters(40, width=5, noise=1.0)
+    x = x - x.mean(0)
+    ridge, target = probe.Ridge.fit(x, y, 3), np.eye(3)[y]
+    extended = np.concatenate([x, np.ones((40, 1))], 1)
 
-    def loss(w):
-        logits = x @ w[:-1] + w[-1]
-        log_p = logits - np.log(np.exp(logits).sum(1, keepdims=True))
-        return -log_p[np.arange(60), y].mean() + 0.005 * np.square(w[:-1]).sum()
+    def solve(rows):
+        penalty = 0.1 * rows.size * np.diag([1.0] * 5 + [0.0])
+        a = extended[rows]
+        return np.linalg.solve(a.T @ a + penalty, a.T @ target[rows])
 
-    rng = np.random.default_rng(0)
-    for scale in (1e-2, 1e-1):
-        assert loss(w) < loss(w + scale * rng.normal(size=w.shape))
-    np.testing.assert_array_equal(w, probe.fit_linear(x, y, 3, 0.01))
+    every = np.arange(40)
+    np.testing.assert_allclose(ridge.scores(x, 0.1), extended @ solve(every), atol=1e-9)
+    # Without a row, the sum of squares loses a term and the penalty stays as large as it was.
+    for row in (0, 17):
+        a = extended[every != row]
+        penalty = 0.1 * 40 * np.diag([1.0] * 5 + [0.0])
+        w = np.linalg.solve(a.T @ a + penalty, a.T @ target[every != row])
+        np.testing.assert_allclose(ridge.left_out(x, y, 0.1)[row], extended[row] @ w, atol=1e-9)
 
 
 @settings(max_examples=50, deadline=None)
@@ -132,8 +138,8 @@ def test_wide_features_are_judged_in_their_span():
     x, z = probe._standardised(train[0], test[0])
     small, few = probe._compact(x, z)
     assert small.shape == (30, 30) and few.shape == (40, 30)
-    predictions = []
-    for rows, others in ((x, z), (small, few)):
-        w = probe.fit_linear(rows, train[1], 3, 0.1)
-        predictions.append(others @ w[:-1] + w[-1])
-    np.testing.assert_allclose(*predictions, atol=0.02)
+    scores = [
+        probe.Ridge.fit(rows, train[1], 3).scores(others, 0.1)
+        for rows, others in ((x, z), (small, few))
+    ]
+    np.testing.assert_allclose(*scores, atol=1e-8)
