@@ -203,7 +203,7 @@ def make_optimiser(
         learning_rate: float | Array, decay: float | Array, *betas: Any
     ) -> optax.GradientTransformation:
         clip = [clip_by_global_norm(training.clip_norm)] if training.clip_norm else []
-        rule = _rule(training.optimiser, decay, momentum, *betas, mask=mask)
+        rule = _rule(training.optimiser, decay, momentum, *betas, mask=mask)  # type: ignore[misc]
         faster = [faster_prior(training.prior_lr_factor)] if "prior_lr_factor" in training else []
         return optax.chain(*clip, *rule, optax.scale_by_learning_rate(learning_rate), *faster)
 

@@ -147,9 +147,11 @@ def test_a_run_ends_with_weights_probes_and_masks(tmp_path):
     assert model.extract_features(image, 2).shape == (1, 4, 16)
 
 
-def test_a_collapse_is_told():
-    epoch = types.SimpleNamespace(val={"target_std": 0.01, "target_rankme": 8.0})
-    words = job.warn_of_collapse(config().alerts, epoch)
-    assert len(words) == 1 and "target_std=0.01" in words[0]
-    epoch.val["target_std"] = 0.5
-    assert job.warn_of_collapse(config().alerts, epoch) == ()
+def test_a_collapse_is_told(caplog):
+    alerts = config().alerts
+    val = {"target_std": 0.01, "target_rankme": 8.0}
+    words = job.collapse_words(alerts, val)
+    assert len(words) == 1 and "target_std=0.01 is below config.alerts.target_std" in words[0]
+    assert job.collapse_words(alerts, val | {"target_std": 0.5}) == ()
+    job.warn_of_collapse(alerts, types.SimpleNamespace(val=val))
+    assert words[0] in caplog.text

@@ -49,7 +49,7 @@ class Pictures:
 
 
 def _of_arrays(images: np.ndarray, labels: np.ndarray, classes: tuple[str, ...]) -> Pictures:
-    digest = hashlib.sha256(np.ascontiguousarray(images)).hexdigest()
+    digest = hashlib.sha256(images.tobytes()).hexdigest()
     return Pictures(images.__getitem__, labels.astype(np.int32), classes, digest)
 
 
@@ -220,10 +220,10 @@ def picture_splits(
       DataError: the data are missing or too few.
     """
     sets, sampler = sets or load_pictures(config), mask_sampler(config)
-    pairs = [
+    train, held = (
         (functools.partial(gather, sets[split], config, sampler), len(sets[split]))
         for split in ("train", "validation")
-    ]
-    splits = make_data_splits(*pairs, batch_size, config.seed, config.data.num_threads)
+    )
+    splits = make_data_splits(train, held, batch_size, config.seed, config.data.num_threads)
     prints = "-".join(sets[s].fingerprint[:16] for s in sets)
     return dataclasses.replace(splits, fingerprint=prints)

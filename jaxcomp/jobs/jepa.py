@@ -80,19 +80,20 @@ def initial_variables(path: str, cfg: HJEPAConfig) -> PyTree | None:
     return variables
 
 
-def warn_of_collapse(alerts: Any, summary: EpochSummary) -> tuple[str, ...]:
-    """Warns where the targets of an epoch hardly differ, or fill few directions."""
-    words = []
-    for name in ("target_std", "target_rankme"):
-        value = summary.val.get(name)
-        if value is not None and value < alerts[name]:
-            words.append(
-                f"collapse: {name}={value:.3g} is below config.alerts.{name}={alerts[name]:g}; "
-                "lower the learning rate or raise config.ema.start"
-            )
-    for line in words:
+def collapse_words(alerts: Any, val: Mapping[str, float]) -> tuple[str, ...]:
+    """What is wrong with targets that hardly differ, or fill few directions; mostly nothing."""
+    return tuple(
+        f"collapse: {name}={val[name]:.3g} is below config.alerts.{name}={alerts[name]:g}; "
+        "lower the learning rate or raise config.ema.start"
+        for name in ("target_std", "target_rankme")
+        if name in val and val[name] < alerts[name]
+    )
+
+
+def warn_of_collapse(alerts: Any, summary: EpochSummary) -> None:
+    """Tells about a collapse after an epoch."""
+    for line in collapse_words(alerts, summary.val):
         LOG.warning(line)
-    return tuple(words)
 
 
 def extractor(cfg: HJEPAConfig) -> Callable[..., dict[str, Any]]:

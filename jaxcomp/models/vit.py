@@ -143,7 +143,7 @@ def _positive(text: str) -> bool:
 
 def places(grid: tuple[int, int]) -> np.ndarray:
     """float32 [N, 2], (row, column) of every patch in raster order."""
-    return np.stack(np.indices(grid), -1).reshape(-1, 2).astype(np.float32)
+    return np.moveaxis(np.indices(grid), 0, -1).reshape(-1, 2).astype(np.float32)
 
 
 def sincos(grid: tuple[int, int], width: int) -> np.ndarray:

@@ -108,7 +108,7 @@ class JEPATask:
         """
         self.model, self.ema, self.initial = model, ema, initial
         self.loss_config = dataclasses.replace(loss, per_token=model.cfg.compat or loss.per_token)
-        self.rooms = {"max_masked": max_masked, "max_context": max_context}
+        self.rooms: dict[str, Any] = {"max_masked": max_masked, "max_context": max_context}
 
     def init(self, rng: Array, batch: Batch) -> tuple[PyTree, PyTree, PyTree]:
         """Random parameters, or the given ones; the target encoder goes to `stats`."""
@@ -119,7 +119,7 @@ class JEPATask:
         return own["params"], {"target": own["target"]}, {}
 
     def _run(self, variables: PyTree, batch: Batch, rng: Array | None) -> dict[str, Any]:
-        more = {} if rng is None else {"train": True, "rngs": {"dropout": rng}}
+        more: dict[str, Any] = {} if rng is None else {"train": True, "rngs": {"dropout": rng}}
         return self.model.apply(  # type: ignore[return-value]
             variables, batch["image"], batch["hidden"], context=batch["context"],
             **self.rooms, **more,
