@@ -69,7 +69,7 @@ def get_config(arg_string: str = ""):
     training.update(optimiser="adamw", weight_decay=0.01, learning_rate=1e-3, clip_norm=1.0)
     training.epochs = args.codebooks * len(stages.embedding_schedule)
     training.epochs *= stages.embedding_stage_epochs
-    training.early_stopping.patience = 0
+    training.early_stopping.patience = 5 if kitti else 0  # of a stage; the embedded ones are short
     config.checkpoint.every_steps = 500
     if kitti:
         config.detector.path = "epoch_160.pth"

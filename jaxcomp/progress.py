@@ -30,12 +30,12 @@ class Progress:
     """What the loop remembers beside the arrays; plain JSON.
 
     Attributes:
-      step: batches consumed since the start of the run.
-      epoch: epochs completed.
+      step: batches consumed since the start of the run, or left out where a stage ended early.
+      epoch: epochs completed, or left out likewise.
       batch: batches consumed in the present epoch.
       sums: name to [sum, number of values] in the present epoch.
       plateau: fields of `optim.Plateau`.
-      early: fields of `optim.EarlyStopping`.
+      early: fields of `optim.EarlyStopping`, of the present stage if the task has stages.
       best: {"step", "epoch", "loss"} of the lowest validation loss, or empty.
       history: one record per completed epoch, without times.
       lr: the learning rate of the last step.
@@ -62,6 +62,19 @@ class Progress:
     done: str = ""
     data: Any = None
     frozen_digest: str = ""
+
+    @property
+    def run(self) -> tuple[int, int]:
+        """Completed (epochs, batches of them) without those left out."""
+        epochs = len(self.history)
+        all_run = epochs == self.epoch
+        return epochs, self.step if all_run else self.step * epochs // self.epoch
+
+    def jump(self, step: int, epoch: int) -> None:
+        """Leaves out what lies before the end of `epoch`; a best checkpoint to be saved follows."""
+        if self.best.get("step") == self.step:
+            self.best = {**self.best, "step": step}
+        self.step, self.epoch = step, epoch
 
     def averages(self) -> dict[str, float]:
         """Running averages of the present epoch: each batch has weight one."""
@@ -90,6 +103,7 @@ class EpochSummary:
       lr: the learning rate of this epoch's last step.
       grad_norm: average norm before clipping.
       best: whether this is the lowest validation loss so far.
+      stage_over: whether a stage of the task ends here, in time or early; the last one too.
       alerts: health warnings.
       state: the train state; read it, do not keep it (the next step takes its buffers).
       frozen: the frozen parameters.
@@ -104,6 +118,7 @@ class EpochSummary:
     lr: float
     grad_norm: float
     best: bool
+    stage_over: bool
     alerts: Sequence[str]
     state: TrainState
     frozen: PyTree
@@ -117,7 +132,7 @@ class FitResult:
     Attributes:
       state: the train state with the lowest validation loss.
       frozen: the frozen parameters.
-      history: one record per epoch: epoch, step, lr, train, val.
+      history: one record per epoch that was run: epoch, step, lr, train, val.
       best_epoch: 1 for the first.
       best_loss: the lowest validation loss.
       epochs: epochs done.

@@ -7,6 +7,10 @@
 
 The step is a pure function; what the loop itself remembers is one record, `Progress`, that is saved
 as JSON beside the arrays. A killed run therefore continues bit for bit.
+
+A task may have stages: `task.end_of_stage(step)` is the first optimiser step behind the stage of a
+step (a multiple of an epoch's). Early stopping then counts within each stage and ends it alone: the
+step number jumps to the next one. Schedules that the optimiser counts itself do not jump with it.
 """
 
 from __future__ import annotations
@@ -266,7 +270,7 @@ class _Run:
         stop: Stop | None = None,
     ):
         training = config.training
-        self.stop = stop
+        self.stop, self.task = stop, task
         self.config, self.data, self.workdir, self.mesh = config, data, workdir, mesh
         self.callbacks, self.saver = callbacks, saver
         self.state, self.frozen, self.progress = state, frozen, progress
@@ -402,7 +406,7 @@ class _Run:
         train, lr = progress.averages(), progress.lr
         progress.epoch += 1
         progress.batch, progress.sums = 0, {}
-        best = self._decide(val["loss"])
+        best, stage_end = self._decide(val["loss"])
         record: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "lr": lr}
         record |= {"train": train, "val": val}
         progress.history.append(record)
@@ -419,6 +423,7 @@ class _Run:
             lr=lr,
             grad_norm=train.get("grad_norm", 0.0),
             best=best,
+            stage_over=stage_end > 0,
             alerts=alerts,
             state=processes.local(self.state),
             frozen=processes.local(self.frozen),
@@ -427,10 +432,39 @@ class _Run:
         if processes.is_primary():
             for callback in self.callbacks:
                 callback(summary)
+        if stage_end > progress.epoch and not progress.done:
+            self._jump(stage_end)
         self._save()
 
-    def _decide(self, loss: float) -> bool:
-        """Updates best, learning rate and early stopping; returns whether this epoch is best."""
+    def _jump(self, epoch: int) -> None:
+        """Leaves out the epochs of the stage that are left; the data go on where they are."""
+        progress, patience = self.progress, self.config.training.early_stopping.patience
+        LOG.info(
+            "The stage ends with epoch %d, not %d: no better validation loss for %d epochs.",
+            progress.epoch, epoch, patience,
+        )  # fmt: skip
+        progress.jump(epoch * self.data.steps_per_epoch, epoch)
+        old = self.state.step
+        step = jax.device_put(np.asarray(epoch * self._updates(), old.dtype), old.sharding)
+        self.state = self.state.replace(step=step)
+
+    def _updates(self) -> int:
+        """Optimiser steps of an epoch."""
+        return math.ceil(self.data.steps_per_epoch / self.config.training.accumulation)
+
+    def _stage_end(self) -> int:
+        """The last epoch of the stage to which the epoch just run belongs; 0 without stages."""
+        end_of_stage = getattr(self.task, "end_of_stage", None)
+        steps = self._updates()
+        end = None if end_of_stage is None else end_of_stage(self.progress.epoch * steps - 1)
+        return 0 if end is None else min(end // steps, self.config.training.epochs)
+
+    def _decide(self, loss: float) -> tuple[bool, int]:
+        """Updates best, learning rate and early stopping.
+
+        Returns:
+          (whether this epoch is best, the last epoch of the stage if it is over, or 0).
+        """
         progress, training = self.progress, self.config.training
         schedule, stopping = training.lr_schedule, training.early_stopping
         best = loss < progress.best.get("loss", math.inf)
@@ -444,12 +478,14 @@ class _Run:
                 opt = optim.set_learning_rate(self.state.opt, new.lr)
                 self.state = self.state.replace(opt=opt)
         early = optim.EarlyStopping(**progress.early).update(loss, stopping.min_delta)
-        progress.early = dataclasses.asdict(early)
-        if early.stop(stopping.patience):
+        end, worse = self._stage_end(), early.stop(stopping.patience)
+        over = end if worse or progress.epoch >= end else 0
+        progress.early = dataclasses.asdict(optim.EarlyStopping() if over else early)
+        if worse and end in (0, training.epochs):
             progress.done = "early_stopping"
         elif progress.epoch >= training.epochs:
             progress.done = "epochs"
-        return best
+        return best, over
 
     def _tell(
         self, record: Mapping[str, Any], alerts: Sequence[str], best: bool, val_seconds: float
@@ -509,8 +545,8 @@ class _Run:
             history=progress.history,
             best_epoch=best.get("epoch", progress.epoch),
             best_loss=best.get("loss", math.nan),
-            epochs=progress.epoch,
-            steps=progress.step,
+            epochs=progress.run[0],
+            steps=progress.run[1],
             stopped=progress.done,
             skipped=progress.skipped,
             train_step_ms=self._step_ms(),

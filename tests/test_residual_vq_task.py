@@ -86,6 +86,8 @@ def test_stages_follow_the_document():
     np.testing.assert_array_equal(full.active(full.at(4 * 2000)), [256, 256, 16, 0, 0])
     joint = StageSchedule(3, (64,), 100, 2, 10, joint=True)
     assert joint.stages == 1 and np.asarray(joint.trainable(joint.at(999))).all()
+    ends = [schedule.end(step) for step in (0, 1999, 2000, 7 * 2000 + 150, 10**6)]
+    assert ends == [2000, 2000, 4000, 16000, 50000]
     # The cosine restarts with each stage and falls by epoch.
     scales = [float(schedule.at(2000 + 100 * e).scale) for e in range(2, 20)]
     assert scales[0] == 1 and all(a > b for a, b in itertools.pairwise(scales))
@@ -187,6 +189,7 @@ def test_the_config_has_the_document_s_defaults():
         "vq_weight": 0.25, "codebook_weight": 0.1, "det_weight": 0.8
     }  # fmt: skip
     assert (kitti.rq_model.decay, kitti.training.learning_rate) == (0.99, 1e-3)
+    assert kitti.training.early_stopping.patience == 5
     legacy = load_config("configs/pointpillars_rq.py:kitti,legacy")
     assert (legacy.training.epochs, legacy.training.early_stopping.patience) == (100, 5)
     assert legacy.rq_model.codebook_size == 64
@@ -203,7 +206,6 @@ def test_the_config_has_the_document_s_defaults():
         ("progressive_learning.embedding_schedule=(64,16,256)", "must rise"),
         ("progressive_learning.warmup_epochs=9", "more than the 2 epochs"),
         ("training.epochs=7", "make 30; set it to that"),
-        ("training.early_stopping.patience=5", "end the run"),
         ("rq_model.decay=1.5", "out of range"),
         ("training.lr_schedule.name=cosine", "use 'constant'"),
         ("progressive_learning.previous=some", "Valid: full, matched"),

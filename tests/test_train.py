@@ -243,6 +243,77 @@ def test_early_stopping_and_plateau_act(tmp_path):
     )
 
 
+class Staged(toy.Toy):
+    """Stages of four epochs; no epoch is better than the first of its stage."""
+
+    def __init__(self, updates=5):
+        super().__init__()
+        self.updates = updates
+
+    def loss(self, params, stats, frozen, batch, rng, step):
+        loss, aux = super().loss(params, stats, frozen, batch, rng, step)
+        return loss, aux.replace(metrics={**aux.metrics, "at": step.astype(jnp.float32)})
+
+    def eval_loss(self, params, stats, frozen, batch):
+        return {"count": jnp.sum(batch["mask"]), "loss": jnp.sum(batch["mask"])}
+
+    def end_of_stage(self, step):
+        return (step // (4 * self.updates) + 1) * 4 * self.updates
+
+
+def staged(workdir, *callbacks, updates=5, **changes):
+    changes = {"training__epochs": 12, "training__early_stopping__patience": 1} | changes
+    config = toy.config(**changes)
+    return train.fit(Staged(updates), config, toy.splits(), workdir, callbacks=callbacks)
+
+
+def test_patience_ends_a_stage_and_the_step_jumps_to_the_next(tmp_path):
+    over = []
+    result = staged(tmp_path, lambda s: over.append(s.stage_over))
+    assert [r["epoch"] for r in result.history] == [1, 2, 5, 6, 9, 10]
+    assert [r["step"] for r in result.history] == [5, 10, 25, 30, 45, 50]
+    assert [r["train"]["at"] for r in result.history] == [2, 7, 22, 27, 42, 47]
+    assert over == [False, True] * 3
+    assert (result.stopped, result.epochs, result.steps) == ("early_stopping", 6, 30)
+    assert result.best_epoch == 1
+
+
+def test_stages_jump_by_optimiser_steps_where_batches_are_accumulated(tmp_path):
+    result = staged(tmp_path, updates=3, training__accumulation=2, training__epochs=8)
+    assert [r["epoch"] for r in result.history] == [1, 2, 5, 6]
+    assert [r["train"]["at"] for r in result.history] == pytest.approx([0.8, 3.8, 12.8, 15.8])
+
+
+def test_a_stage_that_is_never_left_early_ends_in_time(tmp_path):
+    over = []
+    patience = {"training__early_stopping__patience": 4}
+    result = staged(tmp_path, lambda s: over.append(s.stage_over), **patience)
+    assert over == [False, False, False, True] * 3 and result.stopped == "epochs"
+    assert [r["train"]["at"] for r in result.history] == [5 * i + 2 for i in range(12)]
+
+
+@pytest.mark.parametrize("epoch", [2, 5])
+def test_a_kill_before_and_right_after_a_jump_gives_the_same_bits(tmp_path, epoch):
+    class Killed(BaseException):
+        pass
+
+    def term(summary):  # saved behind the jump
+        if summary.epoch == epoch:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    def kill(summary):  # before the jump is saved
+        if summary.epoch == epoch:
+            raise Killed
+
+    whole = staged(tmp_path / "whole")
+    for folder, callback, error in (("a", term, train.Interrupted), ("b", kill, Killed)):
+        with pytest.raises(error):
+            staged(tmp_path / folder, callback)
+        resumed = staged(tmp_path / folder)
+        assert tree_digest(resumed.state) == tree_digest(whole.state)
+        assert resumed.history == whole.history
+
+
 def test_other_frozen_weights_are_refused(tmp_path):
     class Other(toy.Toy):
         def init(self, rng, batch):

@@ -122,7 +122,7 @@ def _write_epoch(
         save(folder / f"{name}_epoch_{within + 1}.npz")
     if _is_best(folder / f"{name}_best.npz", summary):
         save(folder / f"{name}_best.npz")
-    if within + 1 == plan.stage_epochs or summary.epoch == summary.epochs:
+    if summary.stage_over or summary.epoch == summary.epochs:
         save(folder / f"{name}_final.npz")
     if summary.best:
         save(folder / "global_best.npz")

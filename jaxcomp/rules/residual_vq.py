@@ -30,11 +30,6 @@ def _contradictions(leaves: Mapping[str, Any]) -> Iterable[str]:
             f"config.training.epochs={epochs}, but {leaves['model.n_codebook']} codebooks x "
             f"{len(sizes)} sizes x {stage} epochs make {total}; set it to that."
         )
-    if enabled and leaves["training.early_stopping.patience"]:
-        yield (
-            "config.training.early_stopping.patience would end the run before its last stages; set "
-            f"it to 0, or {key}.enabled=False."
-        )
     if leaves["training.lr_schedule.name"] != "constant":
         yield (
             f"config.training.lr_schedule.name={leaves['training.lr_schedule.name']!r}: stages "

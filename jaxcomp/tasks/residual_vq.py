@@ -234,6 +234,10 @@ class ResidualVqTask:
         del params
         return {**stats, "active": self.schedule.active(self.schedule.at(step - 1))}
 
+    def end_of_stage(self, step: int) -> int:
+        """Where the trainer goes on if the stage of a step does not get better any more."""
+        return self.schedule.end(step)
+
     def update_mask(self, params: PyTree, step: Array) -> PyTree | None:
         """Only new rows move, and only behind the warm-up; the cosine of the stage is in it too."""
         stage = self.schedule.at(step)
