@@ -8,9 +8,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
-__all__ = ["__version__", "load_codec", "load_detector", "load_lidar_detector"]
+__all__ = [
+    "__version__",
+    "load_codec",
+    "load_detector",
+    "load_lidar_detector",
+    "load_residual_codec",
+]
 
 if TYPE_CHECKING:
+    from jaxcomp.jobs.rq_codec import load_residual_codec
     from jaxcomp.loaders import load_codec, load_detector
     from jaxcomp.loaders_lidar import load_lidar_detector
 
@@ -25,4 +32,8 @@ def __getattr__(name: str) -> Any:
         from jaxcomp.loaders_lidar import load_lidar_detector
 
         return load_lidar_detector
+    if name == "load_residual_codec":
+        from jaxcomp.jobs.rq_codec import load_residual_codec
+
+        return load_residual_codec
     raise AttributeError(f"module 'jaxcomp' has no attribute {name!r}")

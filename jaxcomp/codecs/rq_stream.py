@@ -176,7 +176,8 @@ def compress(frame: Frame, model: RqModel, meta: Mapping[str, Any] | None = None
         contexts = index_contexts(around, frame.indices[:k], model.classes, k, n)
         payload = context_mixing.encode(frame.indices[k], contexts, model.tables[k, n])
         streams.append(Stream(f"{k}.{n}", (height, width), 0, 0, payload))
-    return bitstream.write(KIND, model.digest, streams, meta)
+    limit = MAX_CELLS * (1 + len(model.rows))
+    return bitstream.write(KIND, model.digest, streams, meta, max_symbols=limit)
 
 
 def decompress(blob: bytes, model: RqModel, *, max_cells: int = MAX_CELLS) -> Frame:
@@ -188,6 +189,22 @@ def decompress(blob: bytes, model: RqModel, *, max_cells: int = MAX_CELLS) -> Fr
     limit = max_cells * (1 + len(model.rows))
     box = bitstream.read(blob, kind=KIND, digest=model.digest, max_symbols=limit)
     return _decode(box.streams, model, max_cells)
+
+
+def prefix(blob: bytes, model: RqModel, codebooks: int) -> bytes:
+    """The file of the first codebooks alone, as `compress` would have made it; nothing is decoded.
+
+    Raises:
+      BitstreamError: as for `decompress`; or the file holds fewer codebooks.
+    """
+    limit = MAX_CELLS * (1 + len(model.rows))
+    box = bitstream.read(blob, kind=KIND, digest=model.digest, max_symbols=limit)
+    held = len(box.streams) - 1
+    if not 1 <= codebooks <= held:
+        raise TruncatedStreamError(f"the file holds {held} codebooks, {codebooks} are asked for")
+    return bitstream.write(
+        KIND, model.digest, box.streams[: 1 + codebooks], box.meta, max_symbols=limit
+    )
 
 
 def decode_prefix(

@@ -6,7 +6,13 @@ import argparse
 from typing import Any
 
 from jaxcomp.commands import add_parser
-from jaxcomp.commands.coding import add_file_options, add_limit, run_jobs, weight_files
+from jaxcomp.commands.coding import (
+    add_file_options,
+    add_limit,
+    residual_codec,
+    run_jobs,
+    weight_files,
+)
 from jaxcomp.commands.compile_cache import keep_compiled
 from jaxcomp.errors import DataError
 
@@ -20,6 +26,9 @@ folder, all images, .npz and .jxc are taken; --stream then names folders that ho
 NAME.npz that decompress made of it) for each NAME. --out gets a JSON a frame and, for images, a
 picture NAME_detections.png beside it. Both are kept where they are newer than what they are made of
 and were made with the same detector, codecs and score.
+
+With the codebooks of a lidar detector as --codec, inputs are streams, features or sweeps (.bin),
+and boxes are in metres; a stream is enough, no sweep is needed.
 """
 _EXAMPLES = """\
 examples:
@@ -28,6 +37,7 @@ examples:
   python -m jaxcomp detect photos/ --stream streams/ --codec RUN_DIRECTORY --out boxes/
   python -m jaxcomp detect features.npz --stream p4.jxc --codec RUN_DIRECTORY
   python -m jaxcomp detect --stream p2.jxc --stream p3.jxc … --codec RUN_2 --codec RUN_3 …
+  python -m jaxcomp detect sweep.jxc --codec RQ_RUN --out boxes.json
 """
 
 
@@ -75,13 +85,20 @@ def run_detect(args: argparse.Namespace) -> int:
     from jaxcomp.jobs import detecting_files, file_sets
 
     weights = weight_files(args)
+    codes = residual_codec(args) if args.codec else None
     endings: tuple[str, ...] = detecting_files.INPUTS
+    if codes is not None:
+        from jaxcomp.jobs import rq_coding
+
+        endings = rq_coding.INPUTS
     if not inputs:  # the first streams name the frames
         inputs, streams, endings = streams[:1], streams[1:], file_sets.STREAMS
     selection = file_sets.find_inputs(inputs, endings, recursive=args.recursive, leave_out=args.out)
     frames = detecting_files.find_frames(
         selection, streams, args.out, pictures=not args.no_pictures, protected=weights
     )
+    if codes is not None:
+        return run_jobs(args, selection, frames, rq_coding.Finder(codes, score=args.score))
     finder = detecting_files.Finder(
         loaders.load_detector(args.detector),
         [loaders.load_codec(path) for path in args.codec],

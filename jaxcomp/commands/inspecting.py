@@ -19,8 +19,9 @@ what a file holds: weights (.npz), a stream (.jxc) or a run directory, as JSON.
 
 Of a stream: version, codec kind, digest of the tables, metadata, and for each level shape, lanes (0
 is the short form), bytes, bits, and bits per position (per value with --codec, which knows the
-channels). --codec also decodes the integers and says whether the model matches; if it does not, or
-if the file is damaged, what is readable is printed and the exit status is 1.
+channels); of residual codes the rows of every codebook. --codec also decodes the integers and says
+whether the model matches; if it does not, or if the file is damaged, what is readable is printed
+and the exit status is 1.
 """
 _EXAMPLES = """\
 examples:
@@ -63,15 +64,24 @@ def run_inspect(args: argparse.Namespace) -> int:
     return 0
 
 
-def _inspect_stream(path: Path, codec: str | None) -> int:
+def _described(path: Path, codec: str | None) -> tuple[dict[str, Any], list[Any]]:
     from jaxcomp.jobs.stream_report import describe_stream
 
-    model = None
-    if codec:
-        from jaxcomp import loaders
+    if not codec:
+        return describe_stream(path)
+    from jaxcomp.jobs.rq_files import residual_file
 
-        model = loaders.load_codec(codec)
-    description, errors = describe_stream(path, model)
+    if residual_file(codec):
+        from jaxcomp.jobs import rq_codec, rq_coding
+
+        return rq_coding.describe(path, rq_codec.load_residual_codec(codec))
+    from jaxcomp import loaders
+
+    return describe_stream(path, loaders.load_codec(codec))
+
+
+def _inspect_stream(path: Path, codec: str | None) -> int:
+    description, errors = _described(path, codec)
     print(json_text(description), end="")
     for error in errors:
         print(f"error: {path}: {type(error).__name__}: {error}", file=sys.stderr)

@@ -15,6 +15,7 @@ from jaxcomp.errors import CheckpointError, ConfigError
 from jaxcomp.jobs import rq_grid
 from jaxcomp.jobs.job import Job
 from jaxcomp.jobs.pointpillars import lidar_data
+from jaxcomp.jobs.rq_codec import with_encoder
 from jaxcomp.jobs.rq_files import RQ_FILE, load_rq, save_model, save_rows
 from jaxcomp.jobs.rq_page import Pictures, write_page
 from jaxcomp.loaders_lidar import LidarDetector, load_lidar_detector
@@ -71,14 +72,6 @@ def frozen_detector(config: Any) -> LidarDetector:
             f"config names {tuple(config.classes)}; give the classes of the file, in its order"
         )
     return detector
-
-
-def with_encoder(detector: LidarDetector, encoder: Any) -> LidarDetector:
-    """The detector with the head that was trained with the codebooks, if one was."""
-    if encoder is None:
-        return detector
-    params = {**detector.variables["params"], "encoder": encoder}
-    return LidarDetector(detector.model, {**detector.variables, "params": params}, {})
 
 
 def schedule(config: Any, steps_per_epoch: int) -> StageSchedule:

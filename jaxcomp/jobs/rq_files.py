@@ -13,7 +13,8 @@ from jaxcomp import checkpoint
 from jaxcomp.codecs.context_mixing import Mixture
 from jaxcomp.codecs.rq_stream import RqModel
 from jaxcomp.errors import CheckpointError, CorruptStreamError
-from jaxcomp.loaders import find_file
+from jaxcomp.jobs.feature_files import read_record
+from jaxcomp.loaders import CODEC_FILE, find_file
 
 RQ_FILE = "rq.npz"
 KIND = "residual_codes"
@@ -72,6 +73,21 @@ def load_rq(
     except (KeyError, ValueError, TypeError, IndexError, CorruptStreamError) as error:
         raise CheckpointError(f"{str(file)!r} holds tables that do not fit ({error})") from error
     return rows, model, meta
+
+
+def residual_file(path: str | os.PathLike[str]) -> Path | None:
+    """The file of residual codes that a path of weights means, or None if it means another kind."""
+    folder = Path(path)
+    if folder.is_dir() and not (folder / RQ_FILE).exists():
+        return None
+    if folder.is_dir() and (folder / CODEC_FILE).exists():
+        return None
+    try:
+        file = find_file(path, RQ_FILE)
+        record = read_record(file) or {}
+        return file if dict(record.get("meta") or {}).get("kind") == KIND else None
+    except (CheckpointError, TypeError, ValueError):
+        return None
 
 
 def _arrays(mixture: Mixture) -> dict[str, np.ndarray]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import csv
-import functools
 import io
 import json
 import time
@@ -11,16 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp.codecs import bitstream, residual_vq, rq_stream
+from jaxcomp.codecs import bitstream, rq_stream
 from jaxcomp.codecs.rq_stream import Frame, Point, RqModel
 from jaxcomp.data.lidar_records import LidarRecords
 from jaxcomp.evaluate.anchors_lidar import lidar_anchors
 from jaxcomp.jobs.lidar_scores import LidarScores, flat_scores
-from jaxcomp.loaders_lidar import LidarDetector
+from jaxcomp.jobs.rq_codec import Quantiser
 from jaxcomp.log import LOG
 from jaxcomp.workdir import atomic_write, json_text
 
@@ -42,28 +39,6 @@ def point_name(point: Point) -> str:
 def grid_points(codebooks: int, sizes: Sequence[int]) -> list[Point]:
     """(n, ..., n) for every number of codebooks and every size."""
     return [(n,) * k for k in range(1, codebooks + 1) for n in sizes]
-
-
-class Quantiser:
-    """Sweeps to frames of indices by one detector's head and one set of codebooks."""
-
-    def __init__(self, detector: LidarDetector, rows: np.ndarray):
-        """Compiles lazily, once for all points."""
-        self.detector, self.rows = detector, jnp.asarray(rows)
-        self.shape = detector.cfg.grid.shape
-        self._run = jax.jit(functools.partial(residual_vq.quantise, chunk=residual_vq.CHUNK))
-
-    def vectors(self, sweep: np.ndarray) -> tuple[np.ndarray, jax.Array, jax.Array]:
-        """Cells, vectors and whether they exist, of the pillars of a sweep, padded."""
-        x, pillars = self.detector.encode(sweep)
-        return np.asarray(pillars.cells[0]), x[0], jnp.asarray(pillars.counts[0]) > 0
-
-    def frame(self, vectors: tuple[np.ndarray, jax.Array, jax.Array], point: Point) -> Frame:
-        """The frame of a point."""
-        cells, x, real = vectors
-        sizes = residual_vq.point_sizes(point, len(self.rows))
-        indices = np.asarray(self._run(self.rows, x, real, sizes).indices)
-        return rq_stream.frame_of(cells, indices, self.shape, point)
 
 
 def _rows(count: int, limit: int) -> np.ndarray:

@@ -2,11 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from jaxcomp.codecs import bitstream
 from jaxcomp.errors import BitstreamError, DataError, TableMismatchError
+
+RESIDUAL = "residual_vq"  # codec kind of residual codes
+
+
+def point_of(streams: Sequence[bitstream.Stream]) -> list[int]:
+    """Rows of every codebook of a file of residual codes, as the names of its streams tell them."""
+    rows = (stream.name.partition(".")[2] for stream in streams)
+    return [int(n[:9]) for n in rows if n.isdecimal()]
 
 
 def describe_stream(path: Path, codec: Any = None) -> tuple[dict[str, Any], list[BitstreamError]]:
@@ -35,6 +44,9 @@ def describe_stream(path: Path, codec: Any = None) -> tuple[dict[str, Any], list
         return description | {"errors": [_text(error)]}, [error]
     channels = codec.codec.in_channels if codec else None
     description |= _header(container)
+    if container.kind == RESIDUAL:
+        point = point_of(container.streams)
+        description |= {"codebooks": len(point), "embeddings": point}
     description["streams"] = [_stream(stream, channels) for stream in container.streams]
     if codec:
         misfits, decoded = _try(container, codec)
@@ -58,7 +70,8 @@ def _read(blob: bytes, codec: Any) -> tuple[bitstream.Container, list[BitstreamE
     channels = codec.tables.channels if codec else 1
     try:
         digests = codec.coder.digests if codec else None
-        return bitstream.read(blob, digest=digests, channels=channels), []
+        kind = "factorised" if codec else None
+        return bitstream.read(blob, kind=kind, digest=digests, channels=channels), []
     except TableMismatchError as error:  # the codec says nothing about the file
         container, errors = _read(blob, None)
         return container, [error, *errors]

@@ -1,0 +1,205 @@
+"""Sweeps to `.jxc` files of residual codes, those back to features, and to lidar boxes."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from jaxcomp.codecs import bitstream, rq_stream
+from jaxcomp.errors import BitstreamError, DataError
+from jaxcomp.jobs import feature_files
+from jaxcomp.jobs.coding_files import read_bytes
+from jaxcomp.jobs.detecting_files import Frame
+from jaxcomp.jobs.file_runs import Done
+from jaxcomp.jobs.file_sets import FEATURES, STREAMS, Item, is_newer
+from jaxcomp.jobs.rq_codec import ResidualCodec
+from jaxcomp.jobs.stream_report import describe_stream, point_of
+from jaxcomp.workdir import atomic_write, json_text
+
+SWEEPS = (".bin",)
+INPUTS = (*SWEEPS, *FEATURES, *STREAMS)
+BOXES = "x, y, z of the centre of the lower face, w, l, h (metres, lidar frame), yaw (radians)"
+
+
+class Compressor:
+    """Makes the `.jxc` file of a sweep or of its features."""
+
+    def __init__(
+        self,
+        codec: ResidualCodec,
+        codebooks: int | None = None,
+        embeddings: Sequence[int] | None = None,
+    ):
+        """For one point; see `ResidualCodec.point`, also for the errors."""
+        self.codec, self.point = codec, codec.point(codebooks, embeddings)
+
+    def up_to_date(self, item: Item) -> bool:
+        """Whether the stream is whole, newer than its source, of this codec and this point."""
+        if not is_newer(item.out, [item.source]):
+            return False
+        try:
+            frame = bitstream.read(
+                item.out.read_bytes(), kind=rq_stream.KIND, digest=self.codec.model.digest
+            )
+        except (BitstreamError, OSError):
+            return False
+        return point_of(frame.streams) == list(self.point)
+
+    def __call__(self, item: Item) -> Done:
+        """Writes one stream.
+
+        Raises:
+          DataError: the source cannot be read or is truncated.
+          ShapeError, NonFiniteError: its features cannot be coded.
+          CheckpointError: the stream cannot be written, or the detector is not the codec's.
+        """
+        source = read_source(item.source)
+        blob = self.codec.compress(source, len(self.point), self.point)
+        atomic_write(item.out, blob)
+        raw = 4 * int(np.prod([*self.codec.quantiser.shape, self.codec.model.rows.shape[2]]))
+        line = f"{item.out}: {len(blob)} bytes for {point_words(self.point)}"
+        return Done(f"{line} ({raw} bytes raw, {raw / len(blob):.0f}x)", raw, len(blob))
+
+
+class Decompressor:
+    """Makes the `.npz` of features of a `.jxc` file."""
+
+    def __init__(
+        self, codec: ResidualCodec, *, partial: bool = False, codebooks: int | None = None
+    ):
+        """With `partial`, what is undamaged of a file; with `codebooks`, the first ones alone."""
+        self.codec, self.partial, self.codebooks = codec, partial, codebooks
+
+    def up_to_date(self, item: Item) -> bool:
+        """Whether the output is whole, newer than the stream and of this codec."""
+        if not is_newer(item.out, [item.source]):
+            return False
+        record = feature_files.read_record(item.out) or {}
+        same = record.get("codec") == self.codec.digest and not record.get("missing")
+        return same and record.get("codebooks") == self.codebooks
+
+    def __call__(self, item: Item) -> Done:
+        """Writes the features of one stream.
+
+        Raises:
+          DataError: the stream cannot be read.
+          BitstreamError: it is damaged, with `partial` the map of pillars is, or of another codec.
+          CheckpointError: the features cannot be written.
+        """
+        blob, damage = read_bytes(item.source), []
+        if self.partial:
+            features, count, errors = self.codec.decompress_partial(blob)
+            damage = [f"{type(error).__name__}: {error}" for error in errors]
+            damage += [f"the features are those of {count} codebooks"] if errors else []
+        else:
+            features = self.codec.decompress(blob, self.codebooks)
+        record: dict[str, Any] = {"codec": self.codec.digest, "codebooks": self.codebooks}
+        record["meta"] = bitstream.salvage(blob)[0].meta
+        arrays = {"bev": features["bev"]}
+        feature_files.write_features(
+            item.out, arrays, {**record, "missing": damage} if damage else record
+        )
+        line = f"{item.out}: bev {arrays['bev'].shape}, {features['occupancy'].sum()} pillars"
+        return Done(line, arrays["bev"].nbytes, len(blob), "; ".join(damage))
+
+
+class Finder:
+    """Lidar boxes of streams, features or sweeps."""
+
+    def __init__(self, codec: ResidualCodec, *, score: float = 0.3):
+        """Detections below `score` are not told."""
+        self.codec, self.score = codec, score
+        self._made_with = {
+            "score": score,
+            "detector": codec.detector.digest,
+            "codecs": [codec.digest],
+        }
+
+    def up_to_date(self, frame: Frame) -> bool:
+        """Whether the JSON is newer than what it is made of, and made alike."""
+        if frame.out is None or not is_newer(frame.out, [frame.source]):
+            return False
+        try:
+            record = json.loads(frame.out.read_text())
+            return {name: record[name] for name in self._made_with} == self._made_with
+        except (OSError, ValueError, KeyError, TypeError):
+            return False
+
+    def __call__(self, frame: Frame) -> Done:
+        """Detects in one frame, writes its JSON, and tells the rows.
+
+        Raises:
+          DataError, ShapeError, BitstreamError: the source cannot be read or is of another codec.
+          CheckpointError: the JSON cannot be written.
+        """
+        if frame.streams:
+            raise DataError("a lidar stream holds all features; give it alone, without the sweep")
+        detector, source = self.codec.detector, frame.source
+        if source.suffix.lower() in STREAMS:
+            features: Any = self.codec.decompress(read_bytes(source))
+        else:
+            features = read_source(source)
+            features = detector.head(features) if source.suffix.lower() in SWEEPS else features
+        rows = self._rows(detector.tail(features))
+        if frame.out:
+            record = {"source": str(source), **self._made_with, "boxes": BOXES, "detections": rows}
+            atomic_write(frame.out, json_text(record))
+        lines = [
+            f"{row['label']:<12} {row['score']:.3f}  {' '.join(f'{v:.2f}' for v in row['box'])}"
+            for row in rows
+        ]
+        lines.append(f"{len(rows)} detections with a score of at least {self.score}: {BOXES}")
+        return Done("\n".join(lines))
+
+    def _rows(self, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+        columns = (found[name][0] for name in ("boxes", "scores", "labels", "valid"))
+        return [
+            {
+                "label": self.codec.detector.classes[int(label)],
+                "score": float(score),
+                "box": [float(v) for v in box],
+            }
+            for box, score, label, valid in zip(*columns, strict=True)
+            if valid and score >= self.score
+        ]
+
+
+def read_source(path: Path) -> Any:
+    """A `.bin` as its path, features as {"bev": [1, rows, columns, C]}.
+
+    Raises:
+      DataError: another ending, or features that cannot be read.
+    """
+    ending = path.suffix.lower()
+    if ending in FEATURES:
+        return dict(feature_files.read_features(path, ["bev"])[0])
+    if ending not in SWEEPS:
+        raise DataError(f"{str(path)!r} is no sweep; residual codes are of .bin, .npy or .npz")
+    return str(path)
+
+
+def point_words(point: Sequence[int]) -> str:
+    """3 codebooks x 64; 256 + 256 + 16 of a mixed point."""
+    if len(set(point)) == 1:
+        return f"{len(point)} codebook{'s' if len(point) > 1 else ''} x {point[0]}"
+    return " + ".join(map(str, point))
+
+
+def describe(path: Path, codec: ResidualCodec) -> tuple[dict[str, Any], list[BitstreamError]]:
+    """`describe_stream` of a file, and whether the codec decodes it."""
+    description, errors = describe_stream(path)
+    tried: dict[str, Any] = {"digest": codec.digest, "model": f"{codec.model.digest:016x}"}
+    try:
+        frame = rq_stream.decompress(read_bytes(path), codec.model)
+        tried |= {"matches": True, "pillars": int(frame.occupied.sum())}
+    except BitstreamError as error:
+        tried["matches"] = False
+        errors = errors or [error]
+    description["codec"] = tried
+    if errors:
+        description["errors"] = [f"{type(error).__name__}: {error}" for error in errors]
+    return description, errors
