@@ -41,6 +41,11 @@ def _texture(name: str, v: np.ndarray, u: np.ndarray, period: float) -> np.ndarr
     return 1 / (1 + np.exp(-6 * raw))
 
 
+def _colour(rng: np.random.Generator, light: float) -> np.ndarray:
+    """A colour near grey: with strong ones, most of what there is to predict would be the hue."""
+    return light + rng.normal(0, 0.08, 3)
+
+
 def texture_picture(seed: int, row: int, side: int = 32) -> tuple[np.ndarray, int]:
     """One picture, a pure function of its arguments.
 
@@ -55,8 +60,8 @@ def texture_picture(seed: int, row: int, side: int = 32) -> tuple[np.ndarray, in
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _STREAM, row])))
     label = int(rng.integers(len(CLASSES)))
     shape, texture = SHAPES[label // len(TEXTURES)], TEXTURES[label % len(TEXTURES)]
-    back = rng.uniform(0.1, 0.9, 3)
-    slope = rng.normal(0, 0.25, (2, 3))
+    back = _colour(rng, rng.uniform(0.25, 0.75))
+    slope = rng.normal(0, 0.15, (2, 1)) + rng.normal(0, 0.05, (2, 3))
     y, x = np.indices((side, side)) / side - 0.5
     image = back + y[..., None] * slope[0] + x[..., None] * slope[1]
     radius = side * rng.uniform(0.26, 0.42)
@@ -65,9 +70,9 @@ def texture_picture(seed: int, row: int, side: int = 32) -> tuple[np.ndarray, in
     inside = 1 / (1 + np.exp(-3 * _shape(shape, v, u, radius)))[..., None]
     v, u = _rotated(side, rng.uniform(0, side, 2), rng.uniform(0, 2 * np.pi))
     pattern = _texture(texture, v, u, side * rng.uniform(0.11, 0.17))[..., None]
-    light, dark = rng.uniform(0.0, 1.0, (2, 3))
-    if np.abs(light - dark).sum() < 0.8:  # else nothing would be seen of the texture
-        dark = (light + 0.5) % 1.0
+    low = rng.uniform(0.0, 0.45)
+    pair = [_colour(rng, low), _colour(rng, low + rng.uniform(0.4, 0.55))]
+    light, dark = pair if rng.random() < 0.5 else pair[::-1]
     filled = pattern * light + (1 - pattern) * dark
     image = inside * filled + (1 - inside) * image + rng.normal(0, 0.03, image.shape)
     return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8), label
