@@ -1,4 +1,4 @@
-"""`evaluate`, `report` and `kitti-eval`: what codecs, runs and results are worth."""
+"""`evaluate`, `report`, `kitti-eval`, `widerface-eval`: what codecs, runs and results are worth."""
 
 from __future__ import annotations
 
@@ -77,6 +77,30 @@ def add(commands: Any) -> None:
     )  # fmt: skip
     kitti.add_argument("--seed", type=int, default=0, help="of the resampling (default 0)")
     kitti.set_defaults(run=run_kitti_eval)
+    _add_widerface(commands)
+
+
+def _add_widerface(commands: Any) -> None:
+    wider = commands.add_parser(
+        "widerface-eval",
+        help="WIDERFace's AP (easy, medium, hard) of prediction files, or of a detector",
+        description="WIDERFace's average precision as the official tool computes it. --results "
+        "holds EVENT/IMAGE.txt for every image of the validation set; with --weights and --images "
+        "they are made first, those that are there are kept.",
+    )
+    wider.add_argument(
+        "--truth", required=True, metavar="DIR",
+        help="wider_face_val.mat and wider_{easy,medium,hard}_val.mat",
+    )  # fmt: skip
+    wider.add_argument("--results", required=True, metavar="DIR", help="EVENT/IMAGE.txt files")
+    wider.add_argument("--weights", metavar="FILE", help="a face detector that makes them")
+    wider.add_argument("--images", metavar="DIR", help="WIDER_val/images, for --weights")
+    wider.add_argument(
+        "--protocol", default="original",
+        help="vga640, original (default), resize1600 or multiscale_flip; printed with every AP",
+    )  # fmt: skip
+    wider.add_argument("--json", metavar="FILE", help="also write everything, with the curves")
+    wider.set_defaults(run=run_widerface_eval)
 
 
 def _add_evaluate(commands: Any) -> None:
@@ -155,6 +179,26 @@ def run_report(args: argparse.Namespace) -> None:
     from jaxcomp.report import __main__ as report
 
     report.run([Path(d) for d in args.dirs], markdown=args.markdown, out=args.out)
+
+
+def run_widerface_eval(args: argparse.Namespace) -> None:
+    """Runs `widerface-eval`."""
+    from jaxcomp.errors import ConfigError
+    from jaxcomp.evaluate.widerface import text_table
+    from jaxcomp.evaluate.widerface_protocols import protocol_of
+    from jaxcomp.jobs import widerface_eval
+
+    protocol_of(args.protocol)
+    if bool(args.weights) != bool(args.images):
+        raise ConfigError("--weights and --images belong together")
+    if args.weights:
+        widerface_eval.detect_folder(
+            args.truth, args.images, args.weights, args.results, args.protocol
+        )
+    result = widerface_eval.evaluate_folder(args.truth, args.results)
+    print(text_table(result, args.protocol), end="")
+    if args.json:
+        atomic_write(args.json, json_text({"protocol": args.protocol, **result}))
 
 
 def run_kitti_eval(args: argparse.Namespace) -> None:
