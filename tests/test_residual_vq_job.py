@@ -104,6 +104,7 @@ def test_the_grid_has_every_point_and_the_anchors(run):
     assert (run / "grid.csv").read_text().startswith("system,codebooks,embeddings,bytes")
     page = (run / "grid.html").read_text()
     assert all(title in page for title in ("Every point", "Use of the codebooks", "from above"))
+    assert '<a href="grid.html">Every point' in (run / "index.html").read_text()
     summary = json.loads((run / "summary.json").read_text())
     assert summary["bytes_per_frame"] == size["2x4"] and summary["task"] == "residual_vq"
 

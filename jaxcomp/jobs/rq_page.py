@@ -24,6 +24,7 @@ PAGE = "grid.html"
 AP, LABEL = "map_3d_moderate_r40", "3-D AP, moderate, 40 recalls (%)"
 WIDTH = 600  # pixels of a sweep's picture along x
 _CELL = (74, 40)
+NO_INTENSITY = " Draco keeps no reflectance; the detector gets a constant in its place."
 Row = Mapping[str, Any]
 
 
@@ -81,22 +82,27 @@ def write_page(
     atomic_write(workdir / "accuracy_bytes.svg", accuracy.file())
     if heat:
         atomic_write(workdir / "heat_map.svg", _alone(heat))
-    legend = "".join(
-        f'<svg class="swatch" viewBox="0 -8 34 16" width="34" height="16">{curves.swatch(look)}'
-        f"</svg>{escape(name)} "
-        for name, look in accuracy.legend
-    )
+    draco = any("draco" in row["name"] for row in table)
     sections = [
+        '<p><a href="index.html">The run</a></p>',
         html.section(
-            "Accuracy against bytes", f"<p>{legend}</p>{accuracy.svg()}",
+            "Accuracy against bytes", curves.legend(accuracy.legend) + accuracy.svg(),
             "Real bytes of whole files a sweep, mean over the held-out sweeps; the dotted line is "
-            "the detector on its own features.",
+            "the detector on its own features." + (NO_INTENSITY if draco else ""),
         ),
         html.section("Every point", heat, "3-D AP, and bytes a sweep below it."),
-        html.section("Use of the codebooks", _usage(counts, plan), "Over the training sweeps."),
+        html.section(
+            "Use of the codebooks", _usage(counts, plan),
+            "Over the training sweeps; a row is dead if it is chosen less than 1 % as often as "
+            "the mean.",
+        ),
         html.section("Training, stage by stage", _stages(workdir, plan)),
         html.section("Sweeps from above", kept.panels(_three(table))),
-        html.section("Table", _table(table)),
+        html.section(
+            "Table", _table(table),
+            "Bytes are those of a sweep; saved: by contexts, of the bytes of the indices with one "
+            "table for each codebook; dense: the map of all cells at fixed length, over the file.",
+        ),
     ]  # fmt: skip
     body = html.document("Residual codes of a lidar detector", "".join(sections), curves.CSS)
     atomic_write(workdir / PAGE, body)
@@ -198,7 +204,7 @@ def _usage(counts: Mapping[tuple[int, int], np.ndarray], plan: StageSchedule) ->
             }
             line.append(report["perplexity"])
             rows.append(
-                [f"codebook {k}, {n} rows", f"{report['perplexity']:.1f}",
+                [f"{k}, {n} rows", f"{report['perplexity']:.1f}",
                  f"{report['used']:.1%}", f"{report['dead']:.1%}"]
             )  # fmt: skip
         series.append((f"{n} rows", list(range(plan.codebooks)), line))
@@ -206,7 +212,7 @@ def _usage(counts: Mapping[tuple[int, int], np.ndarray], plan: StageSchedule) ->
         series, x_label="codebook", y_label="perplexity", log_y=True,
         alt="perplexity of every codebook by its number of rows",
     )  # fmt: skip
-    heading = ("", "perplexity", "rows used", "dead (below 1 % of the mean)")
+    heading = ("codebook", "perplexity", "used", "dead")
     return html.charts([html.figure(chart, "Perplexity")]) + html.table(rows, heading, numeric=3)
 
 
@@ -261,5 +267,5 @@ def _table(table: Sequence[Row]) -> str:
          f"{r['ratio']:.1f}" if "ratio" in r else ""]
         for r in sorted(table, key=lambda r: r["bytes"])
     ]  # fmt: skip
-    heading = ("system", "bytes a sweep", "3-D AP", "contexts save", "dense / file")
+    heading = ("system", "bytes", "3-D AP", "saved", "dense")
     return html.table(rows, heading, numeric=4)

@@ -142,7 +142,9 @@ def _write_page(path: Path, summary: Mapping[str, Any]) -> None:
     """The report page of a run whose `summary.json` is about to be written."""
     from jaxcomp.report import page
 
-    text = page.run_page(summary, summary["config"], read_records(path), read_arrays(path))
+    text = page.run_page(
+        summary, summary["config"], read_records(path), read_arrays(path), page.more_pages(path)
+    )
     workdir_lib.atomic_write(path / page.PAGE, text)
 
 

@@ -18,6 +18,7 @@ from jaxcomp.workdir import atomic_write
 
 Record = Mapping[str, Any]
 PAGE = "index.html"
+MORE = {"grid.html": "Every point: accuracy against bytes, use of the codebooks, sweeps from above"}
 # Bookkeeping of the trainer, and what another curve shows already.
 NOT_PLOTTED = {
     "updated",
@@ -282,8 +283,14 @@ def build_page(run_dir: str | os.PathLike[str]) -> Path:
     summary = finished or {
         k: config[k] for k in ("task", "level", "profile") if config.get(k) is not None
     }
-    atomic_write(run / PAGE, run_page(summary, config, read_records(run), read_arrays(run)))
+    page = run_page(summary, config, read_records(run), read_arrays(run), more_pages(run))
+    atomic_write(run / PAGE, page)
     return run / PAGE
+
+
+def more_pages(run: Path) -> list[str]:
+    """The further pages that a run has."""
+    return [name for name in MORE if (run / name).is_file()]
 
 
 def run_page(
@@ -291,6 +298,7 @@ def run_page(
     config: Record,
     records: Sequence[Record],
     arrays: Mapping[str, np.ndarray],
+    more: Sequence[str] = (),
 ) -> str:
     """The page as text.
 
@@ -299,12 +307,14 @@ def run_page(
       config: content of `config.json`, shown if the summary holds none.
       records: lines of `metrics.jsonl`.
       arrays: content of `evaluation.npz`, or empty.
+      more: further pages beside it, keys of `MORE`.
 
     Returns:
       HTML.
     """
     if tables.is_finished(summary):
-        top = f"<p>{escape(tables.lead(summary))}</p>\n{_headline(summary)}"
+        links = "".join(f'<p><a href="{name}">{escape(MORE[name])}</a></p>' for name in more)
+        top = f"<p>{escape(tables.lead(summary))}</p>\n{links}{_headline(summary)}"
     else:
         top = '<p class="alert">This run is not finished: there are no measurements yet.</p>'
     weak = (
