@@ -1,5 +1,6 @@
 """Residual codes from the command line: train, resume, grid of real bytes, any point again."""
 
+import itertools
 import json
 import re
 
@@ -156,6 +157,26 @@ def test_what_a_checkpoint_does_not_hold_is_refused_by_name(
     error = capsys.readouterr().err
     assert error.startswith("error: ") and error.count("\n") == 1
     assert re.search(message, error), error
+
+
+def test_patience_ends_stages_and_leaves_their_files(place, tmp_path):
+    flags = ["--config.training.early_stopping.patience=1", "--config.evaluation.anchors=False"]
+    flags += [
+        "--config.progressive_learning.embedding_stage_epochs=6",
+        "--config.training.epochs=24",
+    ]
+    flags += ["--config.training.early_stopping.min_delta=1e9"]  # nothing is an improvement
+    assert main.main(argv(place, tmp_path, *flags)) == 0
+    summary = json.loads((tmp_path / "summary.json").read_text())
+    assert (summary["epochs"], summary["stopped"]) == (8, "early_stopping")
+    names = {path.name for path in (tmp_path / "codebooks").iterdir()}
+    for k, s in itertools.product(range(2), range(2)):
+        kinds = ("epoch_1", "epoch_2", "best", "final")
+        assert {f"codebook_{k}_stage_{s}_{kind}.npz" for kind in kinds} <= names
+        assert f"codebook_{k}_stage_{s}_epoch_3.npz" not in names
+    final = rq_files.load_rq(tmp_path)[0]
+    first = rq_files.load_rq(tmp_path / "codebooks" / "codebook_0_stage_0_final.npz")[0]
+    assert np.abs(first[0, :2] - final[0, :2]).max() == 0 and np.abs(final).min(2).max() > 0
 
 
 def test_codebooks_of_another_detector_are_refused(place, run, tmp_path, capsys):
