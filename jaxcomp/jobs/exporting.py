@@ -24,8 +24,8 @@ from jaxcomp.workdir import atomic_write
 
 MULTIPLE = 32  # of the sizes that an export is checked at
 SIZES = ((320, 320), (416, 416), (640, 640), (832, 832), (480, 640))
-# Largest difference from JAX's outputs; of numbers above one, as a share of them: RetinaFace's reach
-# 480, where neighbouring numbers of single precision are 3e-5 apart.
+# Largest difference from JAX's outputs; of numbers above one, as a share of them. RetinaFace's
+# reach 480, where neighbouring numbers of single precision are 3e-5 apart.
 TOLERANCE = 1e-4
 
 

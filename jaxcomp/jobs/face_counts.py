@@ -42,8 +42,8 @@ def counts(cfg: FaceConfig, size: tuple[int, int]) -> dict[str, Any]:
     model = FaceDetector(cfg)
     image = jax.ShapeDtypeStruct((1, *size, 3), jnp.uint8)
     make = functools.partial(model.init, train=True)
-    params = jax.eval_shape(make, jax.random.key(0), image)["params"]
     variables = jax.eval_shape(make, jax.random.key(0), image)
+    params = variables["params"]
 
     def run(variables: Any, image: Any) -> Any:
         return model.apply(
