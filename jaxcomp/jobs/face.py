@@ -146,7 +146,9 @@ class _Watcher:
         now = time.perf_counter()
         prefix = "grad_norm_by/"
         norms = {k.removeprefix(prefix): v for k, v in train.items() if k.startswith(prefix)}
-        monitor = TrainingMonitor(1, summary.workdir / MONITOR_FILE)
+        monitor = TrainingMonitor(
+            1, summary.workdir / MONITOR_FILE, config.alerts.grad_norm
+        )  # fmt: skip
         monitor.log_epoch_metrics(
             epoch=summary.epoch,
             train_loss=train.get("loss", math.nan),

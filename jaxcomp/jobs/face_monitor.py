@@ -93,14 +93,21 @@ class TrainingMonitor:
       metrics: one record for each epoch.
     """
 
-    def __init__(self, log_interval: int = 10, path: str | os.PathLike[str] | None = None):
+    def __init__(
+        self,
+        log_interval: int = 10,
+        path: str | os.PathLike[str] | None = None,
+        high_norm: float = HIGH_NORM,
+    ):
         """Describes the monitor.
 
         Args:
           log_interval: epochs between two lines in the log; alarms come at once.
           path: JSON file that is replaced after each epoch, and read if it is there; None keeps
             the records in memory.
+          high_norm: gradient norm above which there is an alarm.
         """
+        self.high_norm = high_norm
         self.log_interval = max(log_interval, 1)
         self.path = Path(path) if path is not None else None
         self.metrics: list[dict[str, Any]] = self._known()
@@ -147,7 +154,9 @@ class TrainingMonitor:
             "epoch": epoch, "train_loss": train_loss, "val_loss": val_loss, "val_map": val_map,
             "learning_rate": learning_rate, "alpha": alpha, "epoch_time": epoch_time,
         }  # fmt: skip
-        alarms = anomalies({"train loss": train_loss, "validation loss": val_loss}, stats)
+        alarms = anomalies(
+            {"train loss": train_loss, "validation loss": val_loss}, stats, self.high_norm
+        )
         record = values | {"grad_stats": stats, "alarms": alarms}
         self.metrics = [one for one in self.metrics if one["epoch"] < epoch] + [record]
         if epoch % self.log_interval == 0:
@@ -178,8 +187,10 @@ class TrainingMonitor:
         atomic_write(Path(path), json_text({"epochs": self.metrics}))
 
 
-def anomalies(losses: Mapping[str, float], gradients: Mapping[str, float]) -> list[str]:
-    """What looks wrong: values that are not finite, losses above 100, norms above 10, vanishing."""
+def anomalies(
+    losses: Mapping[str, float], gradients: Mapping[str, float], high_norm: float = HIGH_NORM
+) -> list[str]:
+    """What looks wrong: values not finite, losses above 100, norms above `high_norm` or gone."""
     found = []
     for name, value in {**losses, **gradients}.items():
         if not math.isfinite(value):
@@ -188,7 +199,7 @@ def anomalies(losses: Mapping[str, float], gradients: Mapping[str, float]) -> li
         if math.isfinite(value) and value > HIGH_LOSS:
             found.append(f"{name} {value:.3g} is above {HIGH_LOSS:g}; lower the learning rate")
     norm = gradients.get("grad_norm_current", 1.0)
-    if norm > HIGH_NORM:
+    if norm > high_norm:
         found.append(f"high gradient norm {norm:.3g}; lower the learning rate or clip_norm")
     if norm < LOW_NORM:
         found.append(f"gradient norm {norm:.3g} vanishes; nothing is learned")
