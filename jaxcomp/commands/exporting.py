@@ -10,7 +10,7 @@ from jaxcomp.commands import add_parser
 from jaxcomp.workdir import json_text
 
 _DESCRIPTION = """\
-A face detector for runtimes without JAX.
+A face detector, or a feature codec, for runtimes without JAX.
 
 onnx       one file for every batch, height and width: input `input` [batch, 3, height, width] BGR
            minus (104, 117, 123); outputs bbox_regressions, classifications, landmarks, or with
@@ -22,6 +22,9 @@ stablehlo  the network for the first of --sizes, as jax.export writes it
 JSON, a runnable example that imports neither jaxcomp nor JAX, a README, checksums. --int8 adds a
 file of 8-bit integers and measures it beside the other on procedural images.
 
+Of a codec.npz (or the run directory of one), --out names a folder: for each network an encoder from
+features to int32 symbols, a decoder back, and the integer tables of the entropy coder.
+
 pip install 'jaxcomp[export]' brings onnx and onnxruntime.
 """
 _EXAMPLES = """\
@@ -30,6 +33,7 @@ examples:
   python -m jaxcomp export mobilenet0.25_Final.pth --out=v1.onnx --sizes=320,480x640 --decode
   python -m jaxcomp export face_detector.npz --package=deployment --int8 --calibration=PHOTOS
   python -m jaxcomp export face_detector.npz --format=stablehlo --sizes=640 --out=v1.stablehlo
+  python -m jaxcomp export codec.npz --out=codec_graphs
 """
 
 
@@ -38,15 +42,16 @@ def add(commands: Any) -> None:
     export = add_parser(
         commands,
         "export",
-        help="a face detector -> ONNX, StableHLO, or a folder to ship",
+        help="a face detector -> ONNX, StableHLO, or a folder to ship; a codec -> two graphs",
         description=_DESCRIPTION,
         epilog=_EXAMPLES,
     )
     export.add_argument(
-        "weights", help="face_detector.npz, a run directory, or a PyTorch face detector"
+        "weights",
+        help="face_detector.npz, a run directory, a PyTorch face detector, or a codec.npz",
     )
     export.add_argument("--format", choices=("onnx", "stablehlo"), default="onnx")
-    export.add_argument("--out", type=Path, help="the file (default: face.onnx, face.stablehlo)")
+    export.add_argument("--out", type=Path, help="default: face.onnx, face.stablehlo or codec_onnx")
     export.add_argument(
         "--sizes", default="320,416,640,832,480x640",
         help="sides or ROWSxCOLUMNS, multiples of 32, at which it is checked; none for no check",
@@ -62,6 +67,39 @@ def add(commands: Any) -> None:
     export.set_defaults(run=run_export)
 
 
+def _is_codec(weights: str) -> bool:
+    """Whether this is a codec's file or the directory of one."""
+    from jaxcomp import checkpoint
+    from jaxcomp.errors import CheckpointError
+    from jaxcomp.loaders import CODEC_FILE
+
+    path = Path(weights)
+    path = path / CODEC_FILE if path.is_dir() else path
+    if path.suffix != ".npz" or not path.is_file():
+        return False
+    try:
+        return checkpoint.load_npz(path)[1].get("kind") == "codec"
+    except CheckpointError:
+        return False  # the loader says what is wrong
+
+
+def _export_codec(args: argparse.Namespace) -> None:
+    from jaxcomp.errors import ConfigError
+    from jaxcomp.jobs import exporting_codec
+    from jaxcomp.loaders import load_codec
+
+    if args.format != "onnx" or args.package or args.decode:
+        raise ConfigError("of a codec there are ONNX graphs only, in the folder of --out")
+    folder = args.out or Path("codec_onnx")
+    rows = exporting_codec.export_codec(load_codec(args.weights), folder)
+    print(exporting_codec.text_table(rows), end="")
+    print(folder)
+    if args.json:
+        from jaxcomp.workdir import atomic_write
+
+        atomic_write(args.json, json_text(rows))
+
+
 def run_export(args: argparse.Namespace) -> None:
     """Runs `export`."""
     from jaxcomp.errors import ConfigError
@@ -75,6 +113,9 @@ def run_export(args: argparse.Namespace) -> None:
         raise ConfigError("a --package holds ONNX files; leave --format=stablehlo out")
     if args.batch < 1:
         raise ConfigError(f"--batch={args.batch} is not positive")
+    if _is_codec(args.weights):
+        _export_codec(args)
+        return
     detector = load_face_detector(args.weights)
     if args.package:
         config = deploying.write_package(
