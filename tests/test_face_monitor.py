@@ -3,8 +3,11 @@
 import json
 import math
 
+import jax.numpy as jnp
 import pytest
+import toy
 
+from jaxcomp import train
 from jaxcomp.jobs.face_monitor import SmartEarlyStopping, StopRule, TrainingMonitor, anomalies
 
 
@@ -77,3 +80,20 @@ def test_alarms(losses, gradients, words):
     found = anomalies(losses, gradients)
     assert len(found) == len(words)
     assert all(word in text for word, text in zip(words, found, strict=True))
+
+
+def test_the_trainer_obeys_the_rule_and_tells_norms_by_group(tmp_path):
+    class Stuck(toy.Toy):
+        gradient_group = staticmethod(lambda path: "all")
+
+        def eval_loss(self, params, stats, frozen, batch):
+            return {"count": jnp.sum(batch["mask"]), "loss": jnp.sum(batch["mask"])}
+
+    config = toy.config(training__epochs=50, training__early_stopping__patience=0)
+    rule = StopRule(4, 3, (4, 5), 1e-4)
+    result = train.fit(Stuck(), config, toy.splits(), tmp_path, stop=rule)
+    assert result.stopped == "early_stopping" and result.epochs == 5
+    last = result.history[-1]["train"]
+    assert last["grad_norm_by/all"] == pytest.approx(last["grad_norm"], rel=1e-5)
+    again = train.fit(Stuck(), config, toy.splits(), tmp_path, stop=rule)
+    assert again.epochs == 5 and again.stopped == "early_stopping"
