@@ -206,7 +206,7 @@ class FaceRecords:
             rng = np.random.default_rng(seed)
             image, labels = face_augment.augment(image, labels, self.size, self.how, rng)
         found = face_augment.targets(labels, self.size, self.most)
-        return {"image": image, **found, "mask": np.float32(1)}
+        return {"image": image, **found, "mask": np.ones((), np.float32)}
 
     def _blank(self, error: DataError) -> dict[str, np.ndarray]:
         if not self._told:
@@ -252,7 +252,7 @@ def face_records(config: Any) -> dict[str, FaceRecords]:
     data = config.data
     how = None
     if data.augment:
-        values = {
+        values: dict[str, Any] = {
             k: tuple(v) if isinstance(v, list) else v for k, v in dict(config.augment).items()
         }
         how = FaceAugmentation(**values)

@@ -67,7 +67,7 @@ def raw_outputs(model: FaceDetector, variables: Any, x: jax.Array) -> dict[str, 
     def run(model: FaceDetector, x: jax.Array) -> dict[str, jax.Array]:
         return model.tail(model.pyramid(jnp.transpose(x, (0, 2, 3, 1))))
 
-    maps = model.apply(variables, x, method=run)
+    maps: Any = model.apply(variables, x, method=run)
     maps["classes"] = jax.nn.softmax(maps["classes"])
     return {NAMES[name]: value for name, value in maps.items()}
 
@@ -96,8 +96,8 @@ def sample_input(size: tuple[int, int], batch: int = 1, seed: int = 0) -> np.nda
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (batch, 3, -(-size[0] // 8), -(-size[1] // 8)))
     x = coarse.repeat(8, 2).repeat(8, 3)[:, :, : size[0], : size[1]]
-    x = x + rng.normal(0, 8, x.shape)
-    return (np.clip(x, 0, 255) - np.reshape(MEAN_BGR, (1, 3, 1, 1))).astype(np.float32)
+    noisy = x + rng.normal(0, 8, x.shape)
+    return (np.clip(noisy, 0, 255) - np.reshape(MEAN_BGR, (1, 3, 1, 1))).astype(np.float32)
 
 
 def differences(

@@ -39,7 +39,8 @@ def export_codec(
       ConfigError: a package is not installed.
       NonFiniteError: a graph does not agree with JAX.
     """
-    rows, contents = [], {}
+    rows: list[dict[str, Any]] = []
+    contents: dict[str, bytes] = {}
     for name, model in codec.coder.models.items():
         graphs = {
             kind: write(model.codec, model.variables).SerializeToString()

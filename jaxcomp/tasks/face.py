@@ -189,8 +189,8 @@ class FaceTask:
     ) -> tuple[Array, dict[str, Array]]:
         assert self.teacher is not None
         how = self.distillation
-        found = self.teacher.apply(frozen["teacher"], batch["image"], method=_run)
-        maps, body = jax.lax.stop_gradient(found)
+        found: Any = self.teacher.apply(frozen["teacher"], batch["image"], method=_run)
+        maps, body = jax.tree.map(jax.lax.stop_gradient, found)
         outputs = face_loss.output_distillation(
             student[0], maps, wanted, self.loss_config, how.temperature, how.boxes
         )
@@ -208,7 +208,7 @@ class FaceTask:
     def eval_loss(self, params: PyTree, stats: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
         """The MultiBox loss with stored statistics, as sums over rows."""
         del frozen
-        maps = self.model.apply({"params": params, **stats}, batch["image"])
+        maps: Any = self.model.apply({"params": params, **stats}, batch["image"])
         losses, _ = self._losses(maps, batch, self.model.cfg)
         count = batch["mask"].sum()
         sums = {name: value * count for name, value in losses.items() if name != "total"}
