@@ -95,6 +95,9 @@ def make_train_step(
         return grads, (loss, aux)
 
     def apply(state: TrainState, inner: PyTree, grads: PyTree) -> tuple[PyTree, PyTree, PyTree]:
+        restart = getattr(task, "restart_optimiser", None)
+        if restart is not None:
+            inner = _choose(restart(state.step), tx.init(state.params), inner)
         updates, inner = tx.update(grads, inner, state.params)
         mask = task.update_mask(state.params, state.step)
         if mask is not None:

@@ -214,3 +214,15 @@ def test_the_config_has_the_document_s_defaults():
 def test_contradictions_are_told_with_the_fix(override, message):
     with pytest.raises(ConfigError, match=message):
         load_config("configs/pointpillars_rq.py", [override])
+
+
+def test_gradients_of_every_stage_begin_with_a_fresh_adam(trained):
+    states = trained[0]
+    lr = 1e-2
+    for before, after in itertools.pairwise(states):
+        moved = np.abs(np.asarray(after.params["delta"]) - np.asarray(before.params["delta"]))
+        # The first step of a fresh Adam is the learning rate; then decay pulls by a hundredth of it.
+        if bool(make_task().restart_optimiser(before.step)):
+            assert moved.max() <= lr * 1.02
+    restarts = [bool(make_task().restart_optimiser(i)) for i in range(24)]
+    assert [i for i, r in enumerate(restarts) if r] == [0, 2, 6, 8, 12, 14, 18, 20]

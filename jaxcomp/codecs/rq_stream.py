@@ -218,8 +218,9 @@ def decode_prefix(
     limit = max_cells * (1 + len(model.rows))
     box, errors = bitstream.salvage(blob, kind=KIND, digest=model.digest, max_symbols=limit)
     whole = []
-    for stream, name in zip(box.streams, (OCCUPANCY, *range(len(model.rows))), strict=False):
-        if stream.name.partition(".")[0] != str(name):
+    places = ({OCCUPANCY}, *({f"{k}.{n}" for j, n in model.tables if j == k} for k in range(14)))
+    for stream, names in zip(box.streams, places, strict=False):
+        if stream.name not in names:
             break
         whole.append(stream)
     if not whole:
@@ -247,13 +248,13 @@ def _decode(streams: Sequence[Stream], model: RqModel, max_cells: int) -> Frame:
 
 
 def _rows_in_name(stream: Stream, k: int, model: RqModel) -> int:
-    number, _, rows = stream.name.partition(".")
-    if number != str(k) or not rows.isdecimal() or (k, int(rows[:9])) not in model.tables:
+    sizes = {f"{k}.{n}": n for j, n in model.tables if j == k}
+    if stream.name not in sizes:
         raise CorruptStreamError(
             f"stream {stream.name!r} in the place of codebook {k}; tables are there for "
-            f"{sorted(n for j, n in model.tables if j == k)} rows"
+            f"{sorted(sizes.values())} rows"
         )
-    return int(rows)
+    return sizes[stream.name]
 
 
 # --- contexts -------------------------------------------------------------------------------------

@@ -30,6 +30,16 @@ def _contradictions(leaves: Mapping[str, Any]) -> Iterable[str]:
             f"config.training.epochs={epochs}, but {leaves['model.n_codebook']} codebooks x "
             f"{len(sizes)} sizes x {stage} epochs make {total}; set it to that."
         )
+    if leaves["training.accumulation"] > 1:
+        yield (
+            f"config.training.accumulation={leaves['training.accumulation']}: new rows are drawn "
+            "from one batch at the first step of a stage; use 1 and a larger batch_size."
+        )
+    if enabled and leaves["training.on_nonfinite"] == "skip":
+        yield (
+            "config.training.on_nonfinite='skip' would shift the stages against the epochs; use "
+            "'stop'."
+        )
     if leaves["training.lr_schedule.name"] != "constant":
         yield (
             f"config.training.lr_schedule.name={leaves['training.lr_schedule.name']!r}: stages "

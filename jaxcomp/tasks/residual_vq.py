@@ -238,6 +238,19 @@ class ResidualVqTask:
         """Where the trainer goes on if the stage of a step does not get better any more."""
         return self.schedule.end(step)
 
+    def end_of_stage(self, step: int) -> int:
+        """Where the trainer goes on if the stage of a step does not get better any more."""
+        return self.schedule.end(step)
+
+    def restart_optimiser(self, step: Array) -> Array:
+        """Whether Adam forgets everything before this step: where gradients begin in a stage.
+
+        Its averages of new rows start at zero, but its bias correction would be that of a long run:
+        the first steps of a later stage would be several times as large as the learning rate says.
+        """
+        now, before = self.schedule.at(step), self.schedule.at(jnp.maximum(step - 1, 0))
+        return now.start | (jnp.asarray(before.warmup) & ~jnp.asarray(now.warmup))
+
     def update_mask(self, params: PyTree, step: Array) -> PyTree | None:
         """Only new rows move, and only behind the warm-up; the cosine of the stage is in it too."""
         stage = self.schedule.at(step)
