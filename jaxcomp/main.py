@@ -125,4 +125,7 @@ def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: f
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    status = main()
+    if "jaxcomp.processes" in sys.modules:
+        sys.modules["jaxcomp.processes"].end(status)
+    sys.exit(status)

@@ -7,11 +7,13 @@ waiting there for a slow process breaks no collective.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import json
 import os
-from collections.abc import Callable, Sequence
-from typing import Any
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, NoReturn
 
 import jax
 
@@ -54,6 +56,7 @@ def join(coordinator: str, count: int, index: int, *, timeout: int = 300) -> Non
             **options,
             initialization_timeout=timeout,
             heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=HEARTBEAT_SECONDS,
         )
     except (RuntimeError, ValueError) as error:
         reason = (str(error).splitlines() or [""])[0][:160]
@@ -127,10 +130,25 @@ def from_primary(make: Callable[[], Any], what: str) -> Any:
 
 
 def check_agreement(value: str, what: str, fix: str) -> None:
-    """Raises `ProcessError` unless all processes hold the value of the first one."""
-    first = from_primary(lambda: value, what)
-    if first != value:
-        raise ProcessError(f"process {index()} has another {what} than process 0; {fix}")
+    """Raises `ProcessError` in all processes unless all of them hold the same value."""
+    if count() == 1:
+        return
+    key = f"jaxcomp/{next(_names)}/{what}"
+    _client().key_value_set(f"{key}/{index()}", json.dumps(value))
+    try:
+        told = [
+            json.loads(_client().blocking_key_value_get(f"{key}/{i}", 1000 * LONG_SECONDS))
+            for i in range(count())
+        ]
+    except Exception as error:
+        raise gone(f"comparing the {what}", error) from error
+    others = [i for i, one in enumerate(told) if one != told[0]]
+    if others:
+        with contextlib.suppress(Exception):  # process 0 must live until all have read this
+            _client().wait_at_barrier(f"{key}/read", 10_000)
+        raise ProcessError(
+            f"process {' and '.join(map(str, others))} has another {what} than process 0; {fix}"
+        )
 
 
 def preempted(step: int) -> bool:
@@ -158,6 +176,17 @@ def lost(error: BaseException) -> bool:
     return count() > 1 and any(word in str(error).lower() for word in words)
 
 
+@contextlib.contextmanager
+def losses_told(where: str) -> Iterator[None]:
+    """Turns what a computation says when another process is gone into a `ProcessError`."""
+    try:
+        yield
+    except (RuntimeError, ValueError) as error:
+        if isinstance(error, JaxcompError) or not lost(error):
+            raise
+        raise gone(where, error) from error
+
+
 def gone(where: str, error: BaseException) -> ProcessError:
     """The error for a computation or a wait that another process broke."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
@@ -167,7 +196,14 @@ def gone(where: str, error: BaseException) -> ProcessError:
     )
 
 
-def leave() -> None:
-    """Parts from the others; harmless in a single process."""
-    if _client() is not None:
-        jax.distributed.shutdown()
+def end(status: int) -> NoReturn:
+    """Ends this process.
+
+    After an error it does not part from the others, which would mean to wait for them while they
+    wait for it: they notice that it is gone.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status and count() > 1:
+        os._exit(status)
+    sys.exit(status)

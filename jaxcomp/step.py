@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from jaxcomp import optim, sharding
+from jaxcomp import optim, processes, sharding
 from jaxcomp.types import Array, Batch, LossAux, PyTree, Task, TrainState
 
 StepFn = Callable[[TrainState, PyTree, Batch, Array], tuple[TrainState, Mapping[str, Any]]]
@@ -40,6 +40,8 @@ def create_state(
     """
     mesh = mesh or sharding.make_mesh()
     params, stats, frozen = task.init(rng, batch)
+    # The first thing that all devices do together waits for nobody longer than half a minute.
+    processes.wait_for_all("the state")
     params = sharding.replicate(mesh, params)
     opt = optim.init_optimiser(tx, params, accumulation)
     state = TrainState(step=jnp.int32(0), params=params, stats=stats, opt=opt)

@@ -170,8 +170,8 @@ def fit(
         schedule needs `hyperparams["learning_rate"]` in its state.
       mesh: the devices; all by default.
       callbacks: called with an `EpochSummary` after each epoch, before its checkpoint, in the
-        first process. After a
-        kill an epoch may be told again with the same content, so write files by replacing them.
+        first process. After a kill an epoch may be told again with the same content, so write
+        files by replacing them.
       resume: False refuses a directory that holds checkpoints.
       stop: a rule of the workload's own that ends training early, beside that of
         `config.training.early_stopping`: a pure function of the epochs' records.
@@ -186,9 +186,24 @@ def fit(
       DataError: there is no data, or it cannot be shared out among the processes.
       ProcessError: another process is gone.
     """
-    workdir = Path(workdir)
     mesh = mesh or sharding.make_mesh()
     data = _part_of(data)
+    with processes.losses_told("training"):
+        return _fit(task, config, data, Path(workdir), tx, mesh, callbacks, resume, stop)
+
+
+def _fit(
+    task: Task,
+    config: Any,
+    data: DataSplits,
+    workdir: Path,
+    tx: optax.GradientTransformation | None,
+    mesh: jax.sharding.Mesh,
+    callbacks: Sequence[Callable[[EpochSummary], None]],
+    resume: bool,
+    stop: Stop | None,
+) -> FitResult:
+    """`fit` with this process's part of the data."""
     training = config.training
     if data.steps_per_epoch < 1:
         raise DataError("An epoch has no batch; lower config.training.batch_size.")
@@ -212,12 +227,7 @@ def fit(
         run = _Run(
             task, config, data, workdir, tx, mesh, callbacks, saver, state, frozen, progress, stop
         )  # fmt: skip
-        try:
-            return run.go(iterator)
-        except (RuntimeError, ValueError) as error:
-            if not processes.lost(error):
-                raise
-            raise processes.gone(f"step {run.progress.step}", error) from error
+        return run.go(iterator)
 
 
 def _part_of(data: DataSplits) -> DataSplits:
@@ -240,7 +250,10 @@ def _resume(
     restored = saver.restore_latest(state)
     if restored is None:
         return state, progress
-    state, record, _ = restored
+    state, record, step = restored
+    processes.check_agreement(
+        str(step), "checkpoint", "all of them must see the same run directory; start them again"
+    )
     saved = Progress(**record)
     if saved.frozen_digest != progress.frozen_digest:
         raise CheckpointError(

@@ -67,6 +67,21 @@ def test_rates_come_from_the_files(finished):
     assert summary["actual_bits"] / summary["estimated_bits"] == pytest.approx(1, abs=0.03)
 
 
+@pytest.mark.slow
+def test_long_streams_hold_what_the_model_estimates(tmp_path):
+    argv = ["--config=configs/fpn_level.py:level=0", f"--workdir={tmp_path / 'run'}"]
+    argv += ["--config.data.train_size=64", "--config.data.val_size=40"]
+    argv += ["--config.training.epochs=4", "--config.log.progress=False"]
+    assert main_module.main(argv) == 0
+    sizes = [f.stat().st_size for f in (tmp_path / "run" / "streams").glob("*.jxc")]
+    assert len(sizes) == 40 and min(sizes) > 4000
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    ratio = summary["actual_bits"] / summary["estimated_bits"]
+    print(f"actual / estimated - 1 = {ratio - 1:.4%} over {len(sizes)} files of {np.mean(sizes)} B")
+    assert abs(ratio - 1) < 0.01
+    assert abs(ratio - 1) < 0.003  # the goal
+
+
 def test_the_same_command_shows_a_finished_run(finished, capsys):
     before = (finished / "summary.json").read_bytes()
     assert main_module.main([CONFIG, *SMALL, f"--workdir={finished}"]) == 0

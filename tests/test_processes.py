@@ -141,6 +141,27 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_everywhere(tmp_path):
     assert group.text().count("batch_size=5 rows cannot be shared out among 2 processes") == 2
 
 
+def test_processes_of_different_configs_end_together_and_leave_nothing(tmp_path):
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    words = [sys.executable, "-m", "jaxcomp.main", "--config=configs/fpn_level.py"]
+    words += [f"--workdir={tmp_path / 'run'}", f"--coordinator=127.0.0.1:{port}", "--processes=2"]
+    env = os.environ | {"JAX_PLATFORMS": "cpu", "XLA_FLAGS": ""}
+    began = time.time()
+    members = [
+        subprocess.Popen(
+            [*words, f"--process_id={i}", f"--config.seed={i}"],
+            env=env, cwd=SCRIPT.parent.parent, stderr=subprocess.PIPE, text=True,
+        )
+        for i in range(2)
+    ]  # fmt: skip
+    errors = [member.communicate(timeout=BOUND)[1] for member in members]
+    assert [member.returncode for member in members] == [1, 1], errors
+    assert all("error: process 1 has another config than process 0" in text for text in errors)
+    assert time.time() - began < BOUND and not (tmp_path / "run").exists()
+
+
 def test_parts_of_a_batch_make_the_whole_one():
     x = {"x": np.arange(30.0)}
     whole = array_splits(x, {"x": np.arange(11.0)}, 6, 3)

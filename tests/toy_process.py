@@ -6,7 +6,6 @@ arguments: workdir, out file, then words KEY=VALUE of `toy.config`, and of these
 """
 
 import json
-import os
 import sys
 import time
 
@@ -65,7 +64,4 @@ def main(workdir, out, *words):
 
 
 if __name__ == "__main__":
-    status = main(*sys.argv[1:])
-    sys.stdout.flush(), sys.stderr.flush()
-    if status:
-        os._exit(status)  # no farewell to processes that may be gone
+    processes.end(main(*sys.argv[1:]))
