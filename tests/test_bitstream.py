@@ -1,6 +1,7 @@
 """The container: round trip, size of the header, and a typed error for every kind of damage."""
 
 import dataclasses
+import json
 import math
 import time
 
@@ -260,6 +261,45 @@ def test_deeply_nested_metadata_is_a_typed_error():
     assert bitstream.read(start).meta == []
     with pytest.raises(errors.CorruptStreamError, match="JSON"):
         chunks.parse_meta(body)
+
+
+def _nested(depth, kind):
+    value = 1
+    for _ in range(depth):
+        value = {"a": value} if kind is dict else [value]
+    return value
+
+
+@pytest.mark.parametrize("kind", [list, dict])
+def test_metadata_are_nested_to_a_fixed_depth_alike_for_reader_and_writer(kind):
+    deepest = _nested(chunks.MAX_DEPTH, kind)
+    assert bitstream.read(_blob(meta=deepest)).meta == deepest
+    for depth in (chunks.MAX_DEPTH + 1, 500, 900):
+        with pytest.raises(errors.BitstreamError, match="metadata are nested more than 32 deep"):
+            _blob(meta=_nested(depth, kind))
+        body = json.dumps(_nested(depth, kind)).encode()
+        with pytest.raises(errors.CorruptStreamError, match="nested more than 32 deep"):
+            chunks.parse_meta(body)
+    assert chunks.parse_meta(b'"' + b"[" * 100 + b'"') == "[" * 100  # text is no nesting
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"NaN",
+        b'{"a":-Infinity}',
+        '{"a":1}'.encode("utf-16"),
+        '{"a":1}'.encode("utf-16-le"),
+        '{"a":1}'.encode("utf-32"),
+        b'\xef\xbb\xbf{"a":1}',
+        b'"\xff"',
+        b"",
+    ],
+)
+def test_metadata_are_json_in_utf_8_and_nothing_else(body):
+    with pytest.raises(errors.CorruptStreamError, match="not JSON in UTF-8"):
+        chunks.parse_meta(body)
+    assert chunks.parse_meta('{"a":"é"}'.encode()) == {"a": "é"}
 
 
 LEVELS = (

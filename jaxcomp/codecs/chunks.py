@@ -28,6 +28,9 @@ KINDS = {"factorised": 0, "residual_vq": 1}
 # costs 130 MB at most, in JAX 400 MB. A 2160x3840 frame has a hundredth in its largest level.
 MAX_SYMBOLS = 1 << 24
 MAX_META = 1 << 20  # bytes of JSON text, which take many times the memory once parsed
+# Lists and objects within one another: far below the 1,000 at which Python's recursion ends, so
+# that whoever prints or copies what was read does not fail.
+MAX_DEPTH = 32
 MAX_STREAMS = 15
 META = 0x08  # flag bit; the codec kind is in bits 0-2, the number of streams above bit 3
 _MAX_VARINT = (1 << 35) - 1  # what five groups of 7 bits hold
@@ -217,14 +220,19 @@ def write_meta(head: bytes, meta: Any) -> bytes:
     """The metadata chunk.
 
     Raises:
-      BitstreamError: what JSON cannot hold, or would give back as something else.
+      BitstreamError: what JSON cannot hold, or would give back as something else; or nested more
+        than `MAX_DEPTH` deep.
       StreamTooLargeError: more than `MAX_META` bytes.
     """
     try:
         text = json.dumps(meta, separators=(",", ":"), allow_nan=False).encode()
-        same = json.loads(text) == _as_lists(meta)
+        parsed = json.loads(text)
+        deep = _deeper(parsed, MAX_DEPTH)
+        same = deep or parsed == _as_lists(meta)
     except (TypeError, ValueError, RecursionError) as error:
         raise BitstreamError(f"the metadata are not JSON ({error}); give plain values") from error
+    if deep:
+        raise BitstreamError(f"the metadata are nested more than {MAX_DEPTH} deep; flatten them")
     if not same:
         raise BitstreamError("the metadata do not survive JSON: the names must be text")
     if len(text) > MAX_META:
@@ -246,13 +254,38 @@ def read_meta(blob: bytes, head: Head) -> tuple[Any, int, int]:
 
 
 def parse_meta(body: bytes) -> Any:
-    """JSON text to values."""
+    """JSON text in UTF-8 to values.
+
+    Raises:
+      StreamTooLargeError: more than `MAX_META` bytes.
+      CorruptStreamError: no UTF-8, no JSON (NaN is none), or nested more than `MAX_DEPTH` deep.
+    """
     if len(body) > MAX_META:
         raise StreamTooLargeError(f"{len(body)} bytes of metadata; the limit is {MAX_META}")
     try:
-        return json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise CorruptStreamError("the metadata are not JSON") from error
+        # Of bytes, `json.loads` would take UTF-16 and UTF-32 as well.
+        meta = json.loads(body.decode("utf-8"), parse_constant=_refuse)
+        deep = _deeper(meta, MAX_DEPTH)
+    except RecursionError:
+        deep = True
+    except ValueError as error:
+        raise CorruptStreamError("the metadata are not JSON in UTF-8") from error
+    if deep:
+        raise CorruptStreamError(f"the metadata are JSON nested more than {MAX_DEPTH} deep")
+    return meta
+
+
+def _refuse(constant: str) -> Any:
+    raise ValueError(f"{constant} is not JSON")
+
+
+def _deeper(value: Any, limit: int) -> bool:
+    """Whether lists and dictionaries are nested more than `limit` deep; a plain value is 0 deep."""
+    level = [value] if isinstance(value, list | dict) else []
+    for _ in range(limit):
+        inner = (v.values() if isinstance(v, dict) else v for v in level)
+        level = [v for values in inner for v in values if isinstance(v, list | dict)]
+    return bool(level)
 
 
 def checksum(head: bytes, own: bytes, body: bytes) -> int:
