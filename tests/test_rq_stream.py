@@ -3,6 +3,7 @@
 import hashlib
 import json
 import pathlib
+import tracemalloc
 
 import hypothesis
 import hypothesis.strategies as st
@@ -112,6 +113,49 @@ def test_a_grid_beyond_the_limit_is_refused_before_it_is_decoded():
     for decode in (rs.decompress, rs.decode_prefix):
         with pytest.raises(StreamTooLargeError, match="at most 900 cells"):
             decode(blob, MODEL, max_cells=900)
+
+
+def test_values_are_limited_before_anything_is_allocated():
+    """Wide codebooks: a grid within the limit of cells may stand for too many values."""
+    wide = rq_toy.model(codebooks=1, sizes=(4,))
+    wide = rs.RqModel(np.repeat(wide.rows, 26, 2), wide.classes, wide.occupancy, wide.tables)
+    shape = (2048, 1024)  # half the limit of cells; 130 channels
+    assert shape[0] * shape[1] < rs.MAX_CELLS
+    streams = [bitstream.Stream(name, shape, 0, 0, b"\1") for name in ("occupancy", "0.4")]
+    blob = bitstream.write(rs.KIND, wide.digest, streams)
+    decoders = [rs.decompress, rs.decode_prefix, lambda *a, **k: rs.prefix(*a, 1, **k)]
+    for decode in decoders:
+        tracemalloc.start()
+        with pytest.raises(StreamTooLargeError, match="130 channels; at most 268435456 values"):
+            decode(blob, wide)
+        assert tracemalloc.get_traced_memory()[1] < 1 << 20
+        tracemalloc.stop()
+    small = rs.compress(rq_toy.frame(np.random.default_rng(0), (4,)), wide)
+    values = rq_toy.SHAPE[0] * rq_toy.SHAPE[1] * 130
+    for decode in decoders:
+        decode(small, wide, max_values=values)
+        with pytest.raises(StreamTooLargeError, match="raise max_values"):
+            decode(small, wide, max_values=values - 1)
+    empty = rs.Frame(np.zeros(shape, bool), np.zeros((1, 0), np.int32), (4,))
+    with pytest.raises(StreamTooLargeError, match="130 channels"):
+        rs.compress(empty, wide)
+
+
+def test_features_need_next_to_nothing_beside_the_canvas():
+    rng = np.random.default_rng(0)
+    indices = rng.integers(0, 8, (3, 300 * 300)).astype(np.int32)
+    frame = rs.Frame(np.ones((300, 300), bool), indices, (8, 8, 8))
+    rows = rng.normal(size=(3, 8, 64)).astype(np.float32)
+    model = rs.RqModel(rows, MODEL.classes, MODEL.occupancy, MODEL.tables)
+    tracemalloc.start()
+    canvas = rs.features(frame, model)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 1.6 * canvas.nbytes  # the canvas has 23 MB, two blocks of rows 8
+    expected = np.zeros((300 * 300, 64), np.float32)
+    for k, index in enumerate(indices):
+        expected = expected + rows[k][index]
+    np.testing.assert_array_equal(canvas.reshape(-1, 64), expected)
 
 
 def test_another_model_is_refused_and_named():

@@ -26,6 +26,7 @@ import numpy as np
 from jaxcomp.codecs import bitstream, context_mixing, occupancy
 from jaxcomp.codecs.bitstream import Stream
 from jaxcomp.codecs.context_mixing import Contexts, Mixture
+from jaxcomp.codecs.limits import MAX_VALUES
 from jaxcomp.codecs.residual_vq import checked_point
 from jaxcomp.errors import (
     BitstreamError,
@@ -44,6 +45,7 @@ _RANGES, _CROWD = 6, 9  # steps of the distance, and of the number of occupied c
 _LEFT = ((0, -1), (0, -2), (0, -3), (0, -4))
 _ABOVE = ((-1, 0), (-1, -1), (-1, 1), (-2, 0), (-2, -1), (-2, 1))
 _PAD = 4
+_BLOCK = 1 << 14  # pillars whose rows are summed at once
 
 Point = tuple[int, ...]
 Indices = np.ndarray  # int32 [K, P]
@@ -147,14 +149,18 @@ def frame_of(cells: np.ndarray, indices: Indices, shape: tuple[int, int], point:
 def features(frame: Frame, model: RqModel) -> np.ndarray:
     """The decoded canvas float32 [rows, columns, C], zeros without a pillar.
 
-    Sums in the order of `residual_vq.quantise`, so that it equals what the encoder saw.
+    Sums in the order of `residual_vq.quantise`, so that it equals what the encoder saw; block by
+    block, so that it needs next to no memory beside the canvas.
     """
-    total = np.zeros((frame.indices.shape[1], model.rows.shape[2]), np.float32)
-    for k, index in enumerate(frame.indices):
-        total = total + model.rows[k][index]
-    canvas = np.zeros((*frame.occupied.shape, model.rows.shape[2]), np.float32)
-    canvas[frame.occupied] = total
-    return canvas
+    canvas = np.zeros((frame.occupied.size, model.rows.shape[2]), np.float32)
+    cells = np.flatnonzero(frame.occupied)
+    for first in range(0, len(cells), _BLOCK):
+        block = slice(first, first + _BLOCK)
+        total = np.zeros((len(cells[block]), canvas.shape[1]), np.float32)
+        for rows, index in zip(model.rows, frame.indices, strict=False):
+            total += rows[index[block]]
+        canvas[cells[block]] = total
+    return canvas.reshape(*frame.occupied.shape, -1)
 
 
 # --- bytes ----------------------------------------------------------------------------------------
@@ -166,9 +172,11 @@ def compress(frame: Frame, model: RqModel, meta: Mapping[str, Any] | None = None
     Raises:
       CheckpointError: the model has no tables for the point.
       ShapeError: an index is beyond its codebook.
+      StreamTooLargeError: a grid that `decompress` would refuse.
     """
     point, shape = model.point(frame.point), frame.occupied.shape
     height, width = int(shape[0]), int(shape[1])
+    _check_size((height, width), model, MAX_CELLS, MAX_VALUES)
     around = Surroundings(frame.occupied)
     payload = occupancy.encode(frame.occupied, model.occupancy)
     streams = [Stream(OCCUPANCY, (height, width), 0, 0, payload)]
@@ -180,25 +188,42 @@ def compress(frame: Frame, model: RqModel, meta: Mapping[str, Any] | None = None
     return bitstream.write(KIND, model.digest, streams, meta, max_symbols=limit)
 
 
-def decompress(blob: bytes, model: RqModel, *, max_cells: int = MAX_CELLS) -> Frame:
+def decompress(
+    blob: bytes, model: RqModel, *, max_cells: int = MAX_CELLS, max_values: int = MAX_VALUES
+) -> Frame:
     """The frame that `compress` coded.
 
+    Args:
+      blob: the bytes of the file.
+      model: codebooks and tables.
+      max_cells: the most cells H W of a grid that is decoded; memory follows it.
+      max_values: the most values H W C that its `features` may have.
+
     Raises:
-      BitstreamError: the file is damaged, truncated, too large, or of another model.
+      StreamTooLargeError: a limit is exceeded; told before anything is allocated.
+      BitstreamError: the file is damaged, truncated, or of another model.
     """
     limit = max_cells * (1 + len(model.rows))
     box = bitstream.read(blob, kind=KIND, digest=model.digest, max_symbols=limit)
-    return _decode(box.streams, model, max_cells)
+    return _decode(box.streams, _checked(box.streams, model, max_cells, max_values), model)
 
 
-def prefix(blob: bytes, model: RqModel, codebooks: int) -> bytes:
+def prefix(
+    blob: bytes,
+    model: RqModel,
+    codebooks: int,
+    *,
+    max_cells: int = MAX_CELLS,
+    max_values: int = MAX_VALUES,
+) -> bytes:
     """The file of the first codebooks alone, as `compress` would have made it; nothing is decoded.
 
     Raises:
       BitstreamError: as for `decompress`; or the file holds fewer codebooks.
     """
-    limit = MAX_CELLS * (1 + len(model.rows))
+    limit = max_cells * (1 + len(model.rows))
     box = bitstream.read(blob, kind=KIND, digest=model.digest, max_symbols=limit)
+    _checked(box.streams, model, max_cells, max_values)
     held = len(box.streams) - 1
     if not 1 <= codebooks <= held:
         raise TruncatedStreamError(f"the file holds {held} codebooks, {codebooks} are asked for")
@@ -208,11 +233,12 @@ def prefix(blob: bytes, model: RqModel, codebooks: int) -> bytes:
 
 
 def decode_prefix(
-    blob: bytes, model: RqModel, *, max_cells: int = MAX_CELLS
+    blob: bytes, model: RqModel, *, max_cells: int = MAX_CELLS, max_values: int = MAX_VALUES
 ) -> tuple[Frame, list[BitstreamError]]:
     """As many codebooks as a cut or damaged file still holds, and what was wrong with the rest.
 
     Raises:
+      StreamTooLargeError: as for `decompress`.
       BitstreamError: not even the occupancy map can be read, or the file is of another model.
     """
     limit = max_cells * (1 + len(model.rows))
@@ -225,18 +251,34 @@ def decode_prefix(
         whole.append(stream)
     if not whole:
         raise errors[0] if errors else TruncatedStreamError("the file holds no occupancy map")
-    return _decode(whole, model, max_cells), errors
+    return _decode(whole, _checked(whole, model, max_cells, max_values), model), errors
 
 
-def _decode(streams: Sequence[Stream], model: RqModel, max_cells: int) -> Frame:
+def _checked(streams: Sequence[Stream], model: RqModel, max_cells: int, max_values: int) -> Point:
+    """The point of a file's streams; raises if they are none of a sweep, or too large."""
     first, *rest = streams
     if first.name != OCCUPANCY:
         raise CorruptStreamError(f"the first stream is {first.name!r}, not {OCCUPANCY!r}")
     point = tuple(_rows_in_name(stream, k, model) for k, stream in enumerate(rest))
     if any(s.shape != first.shape or s.stages or s.lanes for s in streams):
         raise CorruptStreamError("the streams of a quantised sweep differ in shape, or are coarser")
-    if first.shape[0] * first.shape[1] > max_cells:
-        raise StreamTooLargeError(f"a grid of {first.shape}; at most {max_cells} cells are decoded")
+    _check_size(first.shape, model, max_cells, max_values)
+    return point
+
+
+def _check_size(shape: tuple[int, int], model: RqModel, max_cells: int, max_values: int) -> None:
+    cells, channels = shape[0] * shape[1], int(model.rows.shape[2])
+    if cells > max_cells:
+        raise StreamTooLargeError(f"a grid of {shape}; at most {max_cells} cells are decoded")
+    if cells * channels > max_values:
+        raise StreamTooLargeError(
+            f"a grid of {shape} with {channels} channels; at most {max_values} values are decoded, "
+            "raise max_values if the file is trusted"
+        )
+
+
+def _decode(streams: Sequence[Stream], point: Point, model: RqModel) -> Frame:
+    first, *rest = streams
     occupied = occupancy.decode(first.payload, first.shape, model.occupancy)
     around = Surroundings(occupied)
     indices = np.zeros((0, around.count), np.int32)
