@@ -1,5 +1,9 @@
 """Features kept on disk: what comes back, what is refused, what an interrupt leaves."""
 
+import fcntl
+import os
+import time
+
 import numpy as np
 import pytest
 
@@ -7,6 +11,7 @@ from jaxcomp.data.feature_store import (
     check_space,
     open_store,
     store_bytes,
+    store_key,
     write_store,
 )
 from jaxcomp.data.levels import cached_levels
@@ -95,3 +100,71 @@ def test_the_size_is_known_before_anything_is_written(tmp_path):
     assert store_bytes(5, shapes) == 2 * 5 * (72 + 18)
     with pytest.raises(DataError, match="GB are free"):
         check_space(tmp_path, 10**18)
+
+
+def both():
+    return {"train": batches(5, 0)[1], "validation": batches(2, 1)[1]}
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir() if path.name != ".lock")
+
+
+def test_the_slower_of_two_writers_opens_what_the_faster_one_wrote(tmp_path):
+    def meanwhile():
+        write_store(tmp_path, ORIGIN, both())
+        yield from batches(5, 7)[1]
+
+    train, _ = write_store(tmp_path, ORIGIN, {**both(), "train": meanwhile()})
+    want = batches(5, 0)[0]["p2"].astype("f2").astype("f4")
+    np.testing.assert_array_equal(train["p2"][:], want)
+    assert names(tmp_path) == [store_key(ORIGIN)]
+
+
+def test_a_writer_that_comes_between_the_look_and_the_renaming_wins(tmp_path, monkeypatch):
+    replace, final = os.replace, tmp_path / store_key(ORIGIN)
+
+    def later(source, target):
+        if target == final:
+            monkeypatch.setattr(os, "replace", replace)
+            monkeypatch.setattr(fcntl, "flock", lambda *_: None)  # as where there are no locks
+            write_store(tmp_path, ORIGIN, both())
+        replace(source, target)
+
+    monkeypatch.setattr(os, "replace", later)
+    train, _ = write_store(tmp_path, ORIGIN, {**both(), "train": batches(5, 7)[1]})
+    want = batches(5, 0)[0]["p2"].astype("f2").astype("f4")
+    np.testing.assert_array_equal(train["p2"][:], want)
+    assert names(tmp_path) == [final.name]
+
+
+def test_a_folder_that_is_no_store_is_replaced(tmp_path):
+    final = tmp_path / store_key(ORIGIN)
+    final.mkdir()
+    (final / "train.arrayrecord").write_bytes(b"half")
+    train, _ = write_store(tmp_path, ORIGIN, both())
+    assert len(train["p2"][:]) == 5 and names(tmp_path) == [final.name]
+
+
+def test_a_file_in_its_place_is_told(tmp_path):
+    (tmp_path / store_key(ORIGIN)).write_text("no folder")
+    with pytest.raises(DataError, match="cannot be stored"):
+        write_store(tmp_path, ORIGIN, both())
+
+
+def test_parts_of_killed_writers_are_removed_and_those_in_use_stay(tmp_path):
+    killed, writing, new, old = (tmp_path / f".{store_key(ORIGIN)}-{c * 8}" for c in "0123")
+    for part in (killed, writing, new, old):
+        part.mkdir()
+        (part / "train.arrayrecord").write_bytes(b"half")
+    for part in (killed, writing):
+        (part / "lock").touch()
+    two_days_ago = time.time() - 2 * 86400
+    for path in (old / "train.arrayrecord", old):
+        os.utime(path, (two_days_ago, two_days_ago))
+    with (writing / "lock").open("rb+") as file:
+        fcntl.flock(file, fcntl.LOCK_EX)
+        write_store(tmp_path, ORIGIN, both())
+    assert names(tmp_path) == sorted([writing.name, new.name, store_key(ORIGIN)])
+    assert (writing / "train.arrayrecord").exists()
+    assert not list((tmp_path / store_key(ORIGIN)).glob("lock*"))

@@ -5,18 +5,24 @@
     FOLDER/KEY/store.json               shapes, number of frames, what they were made from
 
 KEY is a digest of what the features depend on, so other data or another detector never share them.
-A store appears under its name when it is complete.
+A store appears under its name when it is complete. Until then it is FOLDER/.KEY-XXXXXXXX, whose
+writer holds the lock of the file `lock` in it; what killed writers left is removed by the next one.
 """
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import errno
+import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
+import time
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +33,9 @@ from jaxcomp.errors import DataError, NonFiniteError
 VERSION = 1
 SPLITS = ("train", "validation")
 _RECORD = "store.json"
+_LOCK = "lock"
+_PART = re.compile(r"\.[0-9a-f]{16}-[0-9a-f]{8}")
+_ABANDONED = 86400.0  # seconds after which a part without a lock has no writer any more
 _OPTIONS = "group_size:1,uncompressed"  # any record can be read alone
 _HALF_MAX = float(np.finfo(np.float16).max)
 
@@ -160,23 +169,82 @@ def write_store(
       DataError: there are no frames, or the disk is full.
     """
     final = folder / store_key(origin)
-    part = folder / f".{final.name}-{uuid.uuid4().hex[:8]}"
-    part.mkdir(parents=True)
     try:
-        counts, shapes = {}, {}
-        for split in SPLITS:
-            counts[split], shapes = _write_split(part / f"{split}.arrayrecord", splits[split])
-        record = {"frames": counts, "shapes": shapes, "origin": dict(origin)}
-        (part / _RECORD).write_text(json.dumps(record, indent=1))
-        if not final.exists():  # else another run was faster; its content is the same
-            os.replace(part, final)
+        _remove_abandoned(folder)
+        with _part(folder, final.name) as part:
+            written = {s: _write_split(part / f"{s}.arrayrecord", splits[s]) for s in SPLITS}
+            counts = {split: frames for split, (frames, _) in written.items()}
+            record = {"frames": counts, "shapes": written[SPLITS[-1]][1], "origin": dict(origin)}
+            (part / _RECORD).write_text(json.dumps(record, indent=1))
+            _publish(part, final)
     except OSError as error:
         raise DataError(f"features cannot be stored in {os.fspath(folder)!r}: {error}") from error
+    found = open_store(folder, origin)
+    if found is None:
+        raise DataError(f"stored features {os.fspath(final)!r} were removed; start the run again")
+    return found
+
+
+@contextlib.contextmanager
+def _part(folder: Path, key: str) -> Iterator[Path]:
+    """A new folder for a store that is being written, locked; removed unless it was published."""
+    part = folder / f".{key}-{uuid.uuid4().hex[:8]}"
+    part.mkdir(parents=True)
+    try:
+        with (part / f"{_LOCK}.new").open("wb") as file:
+            if _locked(file):
+                # It gets its name when it is locked: a lock that is free has no writer.
+                os.replace(part / f"{_LOCK}.new", part / _LOCK)
+            yield part
     finally:
         shutil.rmtree(part, ignore_errors=True)
-    found = open_store(folder, origin)
-    assert found is not None
-    return found
+
+
+def _locked(file: Any, wait: bool = False) -> bool:
+    """Whether this process now holds the lock of an open file; False too where there are none."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
+    except OSError:
+        return False
+    return True
+
+
+def _publish(part: Path, final: Path) -> None:
+    """Gives a complete part its name, unless another writer was faster: its content is the same."""
+    for name in (_LOCK, f"{_LOCK}.new"):
+        (part / name).unlink(missing_ok=True)
+    with (final.parent / f".{_LOCK}").open("wb") as file:
+        _locked(file, wait=True)
+        if (final / _RECORD).exists():
+            return
+        if final.is_dir():  # no store: somebody deleted or copied half of one
+            rest = final.with_name(f".{final.name}-{uuid.uuid4().hex[:8]}")
+            os.replace(final, rest)
+            shutil.rmtree(rest, ignore_errors=True)
+        try:
+            os.replace(part, final)
+        except OSError as error:  # where files have no locks, another writer may be this close
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+
+
+def _remove_abandoned(folder: Path) -> None:
+    """Removes the parts whose writers were killed."""
+    for part in folder.iterdir() if folder.is_dir() else ():
+        if not (_PART.fullmatch(part.name) and part.is_dir()):
+            continue
+        with contextlib.suppress(OSError):  # it ends, or another process removes it
+            if (part / _LOCK).exists():
+                with (part / _LOCK).open("rb+") as file:
+                    if _locked(file):
+                        shutil.rmtree(part, ignore_errors=True)
+            elif time.time() - _changed(part) > _ABANDONED:
+                shutil.rmtree(part, ignore_errors=True)
+
+
+def _changed(part: Path) -> float:
+    """When a folder or a file in it was last written, in seconds of the epoch."""
+    return max(path.stat().st_mtime for path in (part, *part.iterdir()))
 
 
 def _write_split(
