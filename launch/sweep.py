@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import argparse
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,8 @@ from jaxcomp.jobs import sweep  # noqa: E402
 DESCRIPTION = """\
 Trains every codec of a sweep in a process of its own, one after the other or side by side, and ends
 with the tables and the page of rate against accuracy. Finished runs are skipped, interrupted ones
-go on: start the same command again.
+go on: start the same command again. SIGINT, SIGTERM and SIGHUP are handed on: the runs save and
+end, then this ends with 130, 143 or 129.
 
   python launch/sweep.py --config=configs/fpn_lambda_sweep.py
   python launch/sweep.py --config=configs/fpn_lambda_sweep.py --only=random,random_task --jobs=2
@@ -57,6 +57,9 @@ def main(argv: Sequence[str]) -> int:
         if config.task != "sweep":
             raise ConfigError(f"--config={spec} is a {config.task!r} config, not a sweep")
         return run(config.sweep, args)
+    except sweep.SweepInterrupted as interrupt:
+        print(interrupt, file=sys.stderr)
+        return 128 + interrupt.signum
     except KeyboardInterrupt:
         print("interrupted; the same command goes on from here", file=sys.stderr)
         return 130
@@ -72,24 +75,36 @@ def run(config, args: argparse.Namespace) -> int:
     if args.dry_run:
         print("\n".join(sweep.shell_line(one) for one in mine))
         return 0
+    devices, jobs = _places(args)
+    finished = {one.folder for one in runs if one.finished}  # before hours of training, not after
+    left = [one for one in mine if one.folder not in finished]
     root = Path(config.root)
     root.mkdir(parents=True, exist_ok=True)
-    devices = [d for d in args.devices.split(",") if d]
-    jobs = args.jobs or len(devices) or 1
-    if devices and jobs > len(devices):
-        raise ConfigError(f"--jobs={jobs} for {len(devices)} devices; give as many at most")
     failed = []
     if not args.report_only:
-        left = [one for one in mine if not one.finished]
         print(f"{len(mine)} runs, {len(mine) - len(left)} finished, {jobs} at a time, in {root}")
         failed = sweep.Sweep(mine, jobs=jobs, devices=devices).start()
     print(sweep.write_table(root, runs))
     for one in failed:
         print(f"not finished: {one.name}, see {one.log}", file=sys.stderr)
     if not args.no_report and args.shard == "0/1" and any(one.finished for one in runs):
-        status = subprocess.run(sweep.report_command(config), check=False).returncode
+        status = sweep.report(config)
         return status or (1 if failed else 0)
     return 1 if failed else 0
+
+
+def _places(args: argparse.Namespace) -> tuple[list[str], int]:
+    """The accelerators, and how many processes there are at a time."""
+    devices = [d.strip() for d in args.devices.split(",") if d.strip()]
+    twice = next((d for d in devices if devices.count(d) > 1), None)
+    if twice is not None:
+        raise ConfigError(f"--devices={args.devices}: {twice} is there twice; name each once")
+    if args.jobs < 0:
+        raise ConfigError(f"--jobs={args.jobs}: give a number from 1")
+    jobs = args.jobs or len(devices) or 1
+    if devices and jobs > len(devices):
+        raise ConfigError(f"--jobs={jobs} for {len(devices)} devices; give as many at most")
+    return devices, jobs
 
 
 def _chosen(runs, only: str):

@@ -3,15 +3,20 @@
 import csv
 import itertools
 import json
+import os
+import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
 
-from jaxcomp.config import load_config
+from jaxcomp.config import digest, load_config, to_json
 from jaxcomp.errors import ConfigError
 from jaxcomp.jobs import sweep
+from jaxcomp.jobs.children import Children
 
 ROOT = Path(__file__).resolve().parent.parent
 SWEEP = "configs/fpn_lambda_sweep.py"
@@ -23,6 +28,35 @@ if broken.exists() and "0.1" in folder.name:
     sys.exit("out of memory")
 folder.mkdir(parents=True)
 (folder / "summary.json").write_text(json.dumps({"bytes_per_frame": 10, "map50": 0.5}))
+"""
+# Stands for a long run: notes every signal, and saves for a while when it is told to end.
+LONG = """
+import pathlib, signal, sys, time
+note, told = pathlib.Path(sys.argv[1]), []
+def noted(signum, frame):
+    told.append(signum)
+    with note.open("a") as file:
+        file.write(f"{signal.Signals(signum).name} ")
+for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+    signal.signal(getattr(signal, name), noted)
+note.touch()
+end = time.monotonic() + 60
+while not told and time.monotonic() < end:
+    time.sleep(0.02)
+time.sleep(0.5)
+with note.open("a") as file:
+    file.write("saved")
+sys.exit(143)
+"""
+# Stands for the script, with LONG runs.
+LONG_SWEEP = """
+import runpy, sys
+sys.path.insert(0, ".")
+from jaxcomp.jobs import sweep
+notes, long = sys.argv[1:3]
+sweep.command = lambda run: [sys.executable, "-c", long, f"{notes}/{run.member}_{run.rate_weight}"]
+sys.argv = ["launch/sweep.py", *sys.argv[3:]]
+runpy.run_path("launch/sweep.py", run_name="__main__")
 """
 
 
@@ -138,11 +172,13 @@ def test_the_script_prints_its_commands():
         (("--config=configs/fpn_level.py",), "not a sweep"),
         ((f"--config={SWEEP}", "--only=jont"), "did you mean 'joint'"),
         ((f"--config={SWEEP}", "--shard=a/b"), "give I/N"),
+        ((f"--config={SWEEP}", "--jobs=-1"), "a number from 1"),
+        ((f"--config={SWEEP}", "--devices=0,0"), "0 is there twice"),
     ],
 )
 def test_the_script_refuses_in_one_line(arguments, match):
     done = script(*arguments)
-    assert done.returncode == 1 and match in done.stderr and "Traceback" not in done.stderr
+    assert done.returncode == 1 and match in done.stderr and done.stderr.count("\n") == 1
 
 
 def test_the_main_command_points_to_the_script():
@@ -151,3 +187,75 @@ def test_the_main_command_points_to_the_script():
         cwd=ROOT, capture_output=True, text=True, timeout=120,
     )  # fmt: skip
     assert done.returncode == 1 and "launch/sweep.py" in done.stderr
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_goes_on_once_and_the_runs_save_before_the_sweep_ends(tmp_path, signum):
+    words = (f"--config={SWEEP}:smoke", f"--config.sweep.root={tmp_path / 'root'}", "--jobs=2")
+    process = subprocess.Popen(
+        [sys.executable, "-c", LONG_SWEEP, str(tmp_path), LONG, *words],
+        cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 60
+    while len(notes := list(tmp_path.glob("*_0.*"))) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    os.killpg(process.pid, signum)  # as the terminal does, to all in its foreground
+    out, err = process.communicate(timeout=60)
+    assert process.returncode == 128 + signum, (out, err)
+    assert err.startswith(signum.name) and err.count("\n") == 1
+    assert [note.read_text() for note in notes] == ["SIGTERM saved"] * 2
+    assert len(list(tmp_path.glob("*_0.*"))) == 2  # nothing further was started
+
+
+def test_nothing_starts_once_all_were_told_to_stop(tmp_path):
+    children = Children()
+    assert children.stop() and not children.stop()
+    assert children.start([sys.executable, "-c", f"open({str(tmp_path / 'x')!r}, 'w')"]) is None
+    assert not children.running and not list(tmp_path.iterdir())
+
+
+def test_handlers_are_put_back_and_ignored_signals_stay_ignored():
+    before, hup = signal.getsignal(signal.SIGTERM), signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with Children().told():
+            assert signal.getsignal(signal.SIGTERM) is not before
+            assert signal.getsignal(signal.SIGHUP) == signal.SIG_IGN
+        assert signal.getsignal(signal.SIGTERM) is before
+    finally:
+        signal.signal(signal.SIGHUP, hup)
+
+
+def test_another_thread_can_run_a_sweep(runs):
+    failed = []
+    thread = threading.Thread(target=lambda: failed.append(sweep.Sweep(runs, say=str).start()))
+    thread.start()
+    thread.join(60)
+    assert failed == [[]]
+
+
+def finish(runs):
+    for run in runs:
+        run.folder.mkdir(parents=True)
+        content = {"config_digest": digest(run.config), "config": json.loads(to_json(run.config))}
+        (run.folder / "summary.json").write_text(json.dumps(content))
+
+
+def test_the_results_of_another_config_are_not_taken_for_finished(runs, tmp_path):
+    finish(runs)
+    assert all(run.finished for run in runs)
+    overrides = [f"sweep.root={tmp_path / 'root'}", "sweep.overrides=('data.train_size=12',)"]
+    others = sweep.plan(load_config(f"{SWEEP}:smoke", overrides).sweep)
+    with pytest.raises(ConfigError, match=r"rate_0.1.*data\..*sweep\.root=FOLDER.*remove"):
+        others[0].finished  # noqa: B018
+    words = (f"--config={SWEEP}:smoke", *(f"--config.{x}" for x in overrides))
+    done = script(*words)
+    assert done.returncode == 1 and "another config" in done.stderr
+    assert done.stderr.count("\n") == 1
+
+
+def test_a_sweep_whose_folder_was_moved_is_finished_all_the_same(runs, tmp_path):
+    finish(runs)
+    (tmp_path / "root").rename(tmp_path / "moved")
+    moved = sweep.plan(load_config(f"{SWEEP}:smoke", [f"sweep.root={tmp_path / 'moved'}"]).sweep)
+    assert all(run.finished for run in moved)

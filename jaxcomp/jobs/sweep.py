@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import csv
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -23,13 +24,14 @@ import shlex
 import signal
 import subprocess
 import sys
-import threading
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
+from jaxcomp import config as config_lib
 from jaxcomp.errors import ConfigError, JaxcompError
+from jaxcomp.jobs.children import POLL, Children
 from jaxcomp.workdir import atomic_write, json_text
 
 SUMMARY = "summary.json"
@@ -40,8 +42,17 @@ _COLUMNS = (
 )
 
 
-class SweepError(JaxcompError):
-    """Runs of a sweep failed; the message names them and their logs."""
+class SweepInterrupted(JaxcompError):
+    """A signal ended the sweep; its runs have ended, and go on when it is started again.
+
+    Attributes:
+      signum: the signal.
+    """
+
+    def __init__(self, signum: int):
+        name = signal.Signals(signum).name
+        super().__init__(f"{name}: interrupted; the same command goes on from here")
+        self.signum = signum
 
 
 @dataclasses.dataclass(frozen=True)
@@ -66,8 +77,26 @@ class Run:
 
     @property
     def finished(self) -> bool:
-        """Whether its summary is there."""
-        return (self.folder / SUMMARY).exists()
+        """Whether its summary is there.
+
+        Raises:
+          ConfigError: it is that of a run with another config.
+        """
+        path = self.folder / SUMMARY
+        if not path.exists():
+            return False
+        content = _summary(self)
+        stored = content.get("config_digest")
+        if stored is not None and stored != config_lib.digest(self.config):
+            _check_same(self, content.get("config") or {})
+        return True
+
+    @functools.cached_property
+    def config(self) -> Any:
+        """The config that its arguments give."""
+        spec, overrides, _ = config_lib.split_argv(self.arguments)
+        assert spec is not None  # `plan` gives it
+        return config_lib.load_config(spec, overrides)
 
     @property
     def name(self) -> str:
@@ -79,6 +108,29 @@ class Run:
     def log(self) -> Path:
         """What the process prints."""
         return self.folder.with_name(self.folder.name + ".log")
+
+
+def _check_same(run: Run, stored: dict[str, Any]) -> None:
+    """Raises `ConfigError` unless two configs differ only in where the sweep's folder is."""
+    own = json.loads(json_text(json.loads(config_lib.to_json(run.config))))
+    before, now = (dict(_comparable(tree)) for tree in (stored, own))
+    changed = sorted(k for k in before.keys() | now.keys() if before.get(k) != now.get(k))
+    if changed:
+        more = f" and {len(changed) - 3} more" if len(changed) > 3 else ""
+        raise ConfigError(
+            f"{os.fspath(run.folder)!r} holds a finished run with another config "
+            f"({', '.join(changed[:3])}{more}); give another --config.sweep.root=FOLDER, "
+            "or remove this folder to train it anew"
+        )
+
+
+def _comparable(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    """What changes results; of a path within the sweep only the part below its folder."""
+    for key, value in config_lib.flatten(tree):
+        if key == "model.initial":
+            value = Path(value).parts[-3:]
+        if key != "data.feature_store" and config_lib.changes_result(key):
+            yield key, value
 
 
 def plan(config: Any) -> list[Run]:
@@ -157,7 +209,7 @@ def report_command(config: Any) -> list[str]:
 class Sweep:
     """Runs processes side by side, each chain in its order.
 
-    Interrupting it interrupts them; they go on when the sweep is started again.
+    A signal to it goes on to them; they save, and go on when the sweep is started again.
     """
 
     def __init__(
@@ -177,37 +229,35 @@ class Sweep:
           say: prints a line.
         """
         self.runs, self.jobs, self.devices, self.say = list(runs), jobs, tuple(devices), say
-        self._stop = threading.Event()
-        self._processes: set[subprocess.Popen[bytes]] = set()
-        self._lock = threading.Lock()
+        self._children = Children()
         self._done = 0
 
     def start(self) -> list[Run]:
-        """Does what is not finished; returns the runs that failed, and those that wait for them."""
+        """Does what is not finished; returns the runs that failed, and those that wait for them.
+
+        Raises:
+          SweepInterrupted: SIGINT, SIGTERM or SIGHUP came, and the runs have saved and ended.
+        """
         chains: dict[tuple[str, int | None], list[Run]] = {}
         for run in self.runs:
             chains.setdefault((run.member, run.level), []).append(run)
-        with ThreadPoolExecutor(max_workers=self.jobs) as pool:
+        told, pool = self._children.told(), ThreadPoolExecutor(max_workers=self.jobs)
+        with told, pool:
             pending = [pool.submit(self._chain, chain) for chain in chains.values()]
-            try:
-                return [run for one in pending for run in one.result()]
-            except KeyboardInterrupt:
-                self._interrupt()
-                raise
-
-    def _interrupt(self) -> None:
-        self._stop.set()
-        with self._lock:
-            for process in self._processes:
-                process.send_signal(signal.SIGTERM)
+            while wait(pending, timeout=POLL).not_done:
+                if self._children.stop_if_told():
+                    self.say("interrupted: the runs save and end, which can take a while")
+        if self._children.signum is not None:
+            raise SweepInterrupted(self._children.signum)
+        return [run for one in pending for run in one.result()]
 
     def _chain(self, chain: Sequence[Run]) -> list[Run]:
         for i, run in enumerate(chain):
-            if self._stop.is_set():
+            if self._children.stopped:
                 return list(chain[i:])
             if not run.finished and not self._run(run):
                 return list(chain[i:])
-            with self._lock:
+            with self._children.lock:
                 self._done += 1
                 self.say(f"[{self._done}/{len(self.runs)}] {run.name}: {_result(run)}")
         return []
@@ -215,22 +265,33 @@ class Sweep:
     def _run(self, run: Run) -> bool:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
         environment = dict(os.environ)
-        with self._lock:
+        with self._children.lock:  # no other thread takes the same device
             if self.devices:
-                used = {getattr(p, "device", None) for p in self._processes}
+                used = {getattr(p, "device", None) for p in self._children.running}
                 free = [d for d in self.devices if d not in used]
                 environment["CUDA_VISIBLE_DEVICES"] = free[0]
             with run.log.open("ab") as log:
-                process = subprocess.Popen(
+                process = self._children.start(
                     command(run), stdout=log, stderr=subprocess.STDOUT, env=environment
                 )
+            if process is None:
+                return False
             process.device = environment.get("CUDA_VISIBLE_DEVICES")  # type: ignore[attr-defined]
-            self._processes.add(process)
-        try:
-            return process.wait() == 0 and run.finished
-        finally:
-            with self._lock:
-                self._processes.discard(process)
+        return self._children.wait(process) == 0 and run.finished
+
+
+def report(config: Any) -> int:
+    """Measures all codecs of a sweep (`report_command`); returns the exit status.
+
+    Raises:
+      SweepInterrupted: a signal came, and the process has ended.
+    """
+    children = Children()
+    with children.told():
+        status = children.run(report_command(config))
+    if children.signum is not None:
+        raise SweepInterrupted(children.signum)
+    return status
 
 
 def command(run: Run) -> list[str]:
