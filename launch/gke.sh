@@ -17,7 +17,7 @@ options
   --chips C          chips of a host (default 4)
   --volume CLAIM     ReadWriteMany volume claim (Filestore or another NFS) mounted at /shared (needed);
                      buckets do not do, since renaming is not atomic there
-  --workdir DIR      run directory, as /shared/runs/NAME (needed)
+  --workdir DIR      run directory below /shared, as /shared/runs/NAME (needed)
   --xpk CLUSTER      hand it to XPK instead of kubectl; its cluster has the storage attached
   --dry-run          print the manifest (or the xpk command) instead of applying it
   -h, --help         this text
@@ -55,7 +55,8 @@ while (($#)); do
 done
 [[ ${#rest[@]} -gt 0 ]] || fail "give the arguments of jaxcomp.main behind --"
 [[ -n $image ]] || fail "--image is needed: a container with jaxcomp and jax[tpu]"
-[[ $workdir == /* ]] || fail "--workdir /shared/... is needed: all hosts must see it"
+[[ -n $workdir ]] || fail "--workdir /shared/... is needed: all hosts must see it"
+[[ $workdir == /shared/?* && $workdir/ != */../* ]] || fail "--workdir $workdir: give a folder below /shared, which all hosts see"
 [[ -n $volume || -n $xpk ]] || fail "--volume is needed: the claim of a volume that all hosts see"
 for number in "$hosts" "$chips"; do
   [[ $number =~ ^[1-9][0-9]*$ ]] || fail "$number is not a number from 1"

@@ -18,7 +18,7 @@ options
   --dry-run           print the commands instead of running them
   -h, --help          this text
 
-All processes end when one fails. SIGINT and SIGTERM are handed on: the run saves and stops; the
+All processes end when one fails. SIGINT, SIGTERM and SIGHUP are handed on: the run saves and stops; the
 same command goes on. The global batch is that of the config, whatever the number of processes.
 
 examples
@@ -91,33 +91,57 @@ logs=${logs:-$(mktemp -d)}
 mkdir -p -- "$logs"
 printf 'output of the processes: %s\n' "$logs"
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
-members=()
-stop() { kill "-$1" "${members[@]}" 2>/dev/null || true; }
-trap 'stop TERM' INT TERM
+members=() told=0 watchdog=''
+declare -A asked=()
+stop() {
+  local pid
+  told=1
+  for pid in ${members[@]+"${members[@]}"}; do
+    # Once: a second signal would end a process before it has saved.
+    if [[ -n ${asked[$pid]:-} ]]; then continue; fi
+    asked[$pid]=1
+    kill -TERM "$pid" 2>/dev/null || true
+  done
+}
+trap stop INT TERM HUP
+trap '[[ -z $watchdog ]] || kill "$watchdog" 2>/dev/null || true' EXIT
+set -m # a process group each: what a terminal sends to this script reaches them through `stop` alone
 for ((i = 0; i < processes; i++)); do
   command_of "$i"
   if ((i == 0)); then
-    "${words[@]}" > >(tee -- "$logs/process_0.log") 2>&1 &
+    "${words[@]}" > >(trap '' INT TERM; exec tee -- "$logs/process_0.log") 2>&1 </dev/null &
   else
-    "${words[@]}" >"$logs/process_$i.log" 2>&1 &
+    "${words[@]}" >"$logs/process_$i.log" 2>&1 </dev/null &
   fi
   members+=($!)
 done
+set +m
+if ((told)); then stop; fi # those that were started after the signal
+
+watch() { # ends what is left when one has failed: half a minute is enough to notice it
+  (
+    nap=''
+    trap 'kill "$nap" 2>/dev/null; exit' TERM
+    sleep 30 >/dev/null 2>&1 &
+    nap=$!
+    wait "$nap"
+    kill -KILL "$@" 2>/dev/null
+  ) &
+  watchdog=$!
+}
 
 status=0
-for ((left = processes; left > 0; )); do
-  code=0
-  wait -n "${members[@]}" || code=$?
+while ((${#members[@]})); do
+  # Its status says too little: a trap ends it with all alive, and two may end between two waits.
+  wait -n "${members[@]}" 2>/dev/null || true
   running=()
   for pid in "${members[@]}"; do
-    if kill -0 "$pid" 2>/dev/null; then running+=("$pid"); fi
+    if kill -0 "$pid" 2>/dev/null; then running+=("$pid"); continue; fi
+    code=0
+    wait "$pid" || code=$?
+    if ((code && !status)); then status=$code; fi
   done
-  if ((code && !status)); then
-    status=$code
-    # The others notice by themselves; they get half a minute for it.
-    (sleep 30; kill -KILL "${members[@]}" 2>/dev/null || true) &
-  fi
   members=(${running[@]+"${running[@]}"})
-  left=${#members[@]}
+  if ((status)) && [[ -z $watchdog ]] && ((${#members[@]})); then watch "${members[@]}"; fi
 done
 exit "$status"

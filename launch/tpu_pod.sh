@@ -24,7 +24,7 @@ options
   --runtime V        TPU software version (default v2-alpha-tpuv5-lite)
   --nfs HOST:/SHARE  a Filestore instance or another NFS server (for copy); buckets do not do,
                      since renaming is not atomic there
-  --workdir DIR      run directory that all hosts see, as /mnt/shared/runs/NAME (for run)
+  --workdir DIR      run directory below /mnt/shared, as /mnt/shared/runs/NAME (for run)
   --spot             cheaper, may be taken away: the run saves on the notice; resume it
   --dry-run          print the commands instead of running them
   -h, --help         this text
@@ -82,7 +82,8 @@ on_all() { do_it "${tpu[@]}" tpu-vm ssh "$name" "${place[@]}" --worker=all --com
 
 start() {
   [[ ${#rest[@]} -gt 0 ]] || fail "give the arguments of jaxcomp.main behind --"
-  [[ $workdir == /* ]] || fail "--workdir /mnt/shared/... is needed: all hosts must see it"
+  [[ -n $workdir ]] || fail "--workdir /mnt/shared/... is needed: all hosts must see it"
+  [[ $workdir == /mnt/shared/?* && $workdir/ != */../* ]] || fail "--workdir $workdir: give a folder below /mnt/shared, which all hosts see"
   local line
   printf -v line '%q ' python3 -m jaxcomp.main "${rest[@]}" --coordinator=auto "--workdir=$workdir"
   on_all "cd jaxcomp && nohup ./venv/bin/${line}> train.out 2>&1 < /dev/null & sleep 2; tail -n 3 jaxcomp/train.out"

@@ -4,8 +4,10 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -109,7 +111,19 @@ def test_xpk_gets_the_same_command():
         (("slurm.sh", *TRAIN), "--workdir"),
         (("slurm.sh", "--gpus=x", *TRAIN), "not a number"),
         (("gke.sh", *TRAIN), "--image"),
-        (("gke.sh", "--image=i", "--workdir=gs://b", *TRAIN), "all hosts must see it"),
+        (("gke.sh", "--image=i", *TRAIN), "all hosts must see it"),
+        (
+            ("gke.sh", "--image=i", "--workdir=gs://b", *TRAIN),
+            "gs://b: give a folder below /shared",
+        ),
+        (("gke.sh", "--image=i", "--workdir=/shared", *TRAIN), "/shared: give a folder below"),
+        (("gke.sh", "--image=i", "--workdir=/shared/../r", *TRAIN), "below /shared"),
+        (("gke.sh", "--image=i", "--workdir=/mnt/shared/r", *TRAIN), "below /shared"),
+        (
+            ("tpu_pod.sh", "run", "--workdir=/r", "--dry-run", *TRAIN),
+            "/r: give a folder below /mnt",
+        ),
+        (("tpu_pod.sh", "run", "--workdir=/shared/r", "--dry-run", *TRAIN), "below /mnt/shared"),
     ],
 )
 def test_bad_input_is_one_line(arguments, match):
@@ -122,6 +136,72 @@ def test_bad_input_is_one_line(arguments, match):
 def test_help_teaches(script):
     done = run(script, "--help")
     assert done.returncode == 0 and "example" in done.stdout and "--dry-run" in done.stdout
+
+
+# Stands for the Python of a member: notes signals in FOLDER/I, then ends with what ENDS says.
+MEMBER = """#!{python}
+import os, pathlib, signal, sys, time
+index = int(sys.argv[-1].partition("=")[2])
+note, told = pathlib.Path(os.environ["FOLDER"]) / str(index), []
+def noted(signum, frame):
+    told.append(signum)
+    with note.open("a") as file:
+        file.write(signal.Signals(signum).name + " ")
+signal.signal(signal.SIGINT, noted)
+signal.signal(signal.SIGTERM, noted)
+signal.signal(signal.SIGHUP, noted)
+note.touch()
+ends = os.environ["ENDS"].split(",")[index]
+if ends == "told":
+    end = time.monotonic() + 60
+    while not told and time.monotonic() < end:
+        time.sleep(0.02)
+    time.sleep(0.3 + index)
+    note.open("a").write("saved")
+    sys.exit(143)
+sys.exit(int(ends))
+"""
+
+
+@pytest.fixture
+def member(tmp_path):
+    path = tmp_path / "python"
+    path.write_text(MEMBER.replace("{python}", sys.executable))
+    path.chmod(0o755)
+    return str(path)
+
+
+@pytest.mark.parametrize("ends", ["told,told", "3,told"])  # the latter with its watchdog
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_reaches_each_process_once_and_all_save(tmp_path, member, signum, ends):
+    process = subprocess.Popen(
+        [ROOT / "launch/local_multiprocess.sh", "--port=1", f"--logs={tmp_path}/logs", *TRAIN],
+        env=os.environ | {"PYTHON": member, "FOLDER": str(tmp_path), "ENDS": ends},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 30
+    while not all((tmp_path / i).exists() for i in "01") and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    for _ in range(2):  # an impatient user
+        os.killpg(process.pid, signum)
+        time.sleep(0.1)
+    began = time.monotonic()
+    _, err = process.communicate(timeout=20)  # a watchdog left behind would keep the pipe open
+    assert time.monotonic() - began < 15
+    assert process.returncode == (143 if ends == "told,told" else 3) and err == ""
+    notes = [(tmp_path / i).read_text() for i in "01"]
+    assert notes == ["SIGTERM saved" if end == "told" else "" for end in ends.split(",")]
+
+
+@pytest.mark.parametrize(("ends", "status"), [("0,0,0", 0), ("0,3,0", 3), ("0,0,4", 4)])
+def test_processes_that_end_at_once_all_give_their_status(tmp_path, member, ends, status):
+    done = run(
+        *("local_multiprocess.sh", "--processes=3", "--port=1", f"--logs={tmp_path}/logs", *TRAIN),
+        PYTHON=member, FOLDER=str(tmp_path), ENDS=ends, timeout=20,
+    )  # fmt: skip
+    assert done.returncode == status and done.stderr == ""
 
 
 @pytest.mark.multiprocess
