@@ -259,3 +259,18 @@ def test_a_sweep_whose_folder_was_moved_is_finished_all_the_same(runs, tmp_path)
     (tmp_path / "root").rename(tmp_path / "moved")
     moved = sweep.plan(load_config(f"{SWEEP}:smoke", [f"sweep.root={tmp_path / 'moved'}"]).sweep)
     assert all(run.finished for run in moved)
+
+
+def test_a_signal_during_the_report_ends_it(tmp_path, monkeypatch):
+    note = tmp_path / "note"
+    monkeypatch.setattr(sweep, "report_command", lambda _: [sys.executable, "-c", LONG, str(note)])
+
+    def tell():
+        while not note.exists():
+            time.sleep(0.02)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    threading.Thread(target=tell, daemon=True).start()
+    with pytest.raises(sweep.SweepInterrupted) as told:
+        sweep.report(None)
+    assert told.value.signum == signal.SIGTERM and note.read_text() == "SIGTERM saved"
