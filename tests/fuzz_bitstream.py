@@ -18,6 +18,7 @@ import argparse
 import contextlib
 import dataclasses
 import itertools
+import pathlib
 import struct
 import time
 import zlib
@@ -28,15 +29,19 @@ import jax
 import numpy as np
 
 from jaxcomp import codecs
-from jaxcomp.codecs import bitstream, chunks, rans
+from jaxcomp.codecs import bitstream, chunks, rans, rq_stream
 from jaxcomp.codecs.factorised import FactorisedCodec, refresh_quantiles
 from jaxcomp.errors import BitstreamError
+from jaxcomp.jobs import rq_files
 from jaxcomp.loaders import LevelCodec
 
 BATCH = 250  # bare payloads that are decoded in one call
 FILES = 2  # files of `decompress_batch`
 CHANNELS = 3
 LIMITS = {"max_symbols": 5000, "max_values": 5000}
+RQ_LIMITS = {"max_cells": 5000, "max_values": 20_000}
+RQ_NAMES = ("0.000000008000", "0.08", "+0.8", "0.8 ", "0.٨", "0.-8", "0.9", "14.8", "", "x", "8")
+GOLDEN = pathlib.Path(__file__).parent / "golden"
 
 
 @dataclasses.dataclass
@@ -63,6 +68,23 @@ class Row:
         """Whether nothing wrong was accepted."""
         unchecked = self.entry.startswith(("payload", "repaired"))
         return self.other == 0 or unchecked
+
+
+@dataclasses.dataclass
+class RqTarget:
+    """The golden file of residual codes, which is what `prefix` and the decoders must give."""
+
+    model: rq_stream.RqModel
+    blob: bytes
+    frame: rq_stream.Frame
+
+    @classmethod
+    def make(cls) -> RqTarget:
+        """Read anew."""
+        _, model, _ = rq_files.load_rq(GOLDEN / "residual_v1.npz")
+        assert model is not None
+        blob = (GOLDEN / "residual_v1.jxc").read_bytes()
+        return cls(model, blob, rq_stream.decompress(blob, model))
 
 
 @dataclasses.dataclass
@@ -113,6 +135,30 @@ def fuzz(flips: int, blobs: int, seed: int = 0) -> list[Row]:
     for backend in rans.BACKENDS:
         rows += _repaired(target, backend, flips, seed)
         rows += _payloads(target, backend, flips, blobs, seed)
+    return rows + fuzz_residual(flips, blobs, seed)
+
+
+def fuzz_residual(flips: int, blobs: int, seed: int = 0) -> list[Row]:
+    """The rows of residual codes."""
+    target = RqTarget.make()
+    rows: list[Row] = []
+    readers = _rq_readers(target)
+    for name, run in readers.items():
+        for damage, cases in damaged(target.blob, flips, blobs, seed):
+            row = Row(f"residual, {name}", damage)
+            for case in cases:
+                start = time.process_time()
+                row.count([_outcome(run, case)], time.process_time() - start)
+            rows.append(row)
+    for damage in ("in streams", "in shapes", "in names", "in metadata", "anywhere"):
+        rng = np.random.default_rng(seed)
+        row = Row("repaired, residual", damage)
+        turns = itertools.cycle(readers.values())
+        for _ in range(flips):
+            blob, run = _repair(_damage(target.blob, damage, rng)), next(turns)
+            start = time.process_time()
+            row.count([_outcome(run, blob)], time.process_time() - start)
+        rows.append(row)
     return rows
 
 
@@ -173,7 +219,7 @@ def _repaired(target: Target, backend: str, tries: int, seed: int) -> Iterator[R
         row = Row(f"repaired, {backend}", damage)
         readers = itertools.cycle(_readers(target, backend))
         for _ in range(tries):
-            blob, run = _repair(_damage(target, damage, rng)), next(readers)
+            blob, run = _repair(_damage(target.blob, damage, rng)), next(readers)
             start = time.process_time()
             row.count([_outcome(run, blob)], time.process_time() - start)
         yield row
@@ -210,6 +256,45 @@ def _readers(target: Target, backend: str) -> list[Callable[[bytes], bool]]:
     return [whole, partial, batch, of_level, of_level_partial]
 
 
+def _rq_readers(target: RqTarget) -> dict[str, Callable[[bytes], bool]]:
+    """All that take a file of residual codes; each says whether the result is undamaged."""
+    model, whole = target.model, target.frame
+
+    def decompress(data: bytes) -> bool:
+        frame = rq_stream.decompress(data, model, **RQ_LIMITS)
+        assert len(frame.point) == chunks.read_head(data).count - 1
+        return _rq_checked(data, frame, target, len(whole.point))
+
+    def decode_prefix(data: bytes) -> bool:
+        frame, errors = rq_stream.decode_prefix(data, model, **RQ_LIMITS)
+        k = len(frame.point)
+        if k < chunks.read_head(data).count - 1 and not errors:
+            # Only a name that is none of the next codebook's ends the prefix without an error.
+            missing = bitstream.salvage(data)[0].streams[k + 1].name
+            assert missing not in {f"{j}.{n}" for j, n in model.tables if j == k}, "nothing said"
+        return _rq_checked(data, frame, target, len(frame.point))
+
+    def prefix(data: bytes) -> bool:
+        small = rq_stream.prefix(data, model, 2, **RQ_LIMITS)
+        assert bitstream.read(small).streams == bitstream.read(data).streams[:3]
+        return small == rq_stream.prefix(target.blob, model, 2)
+
+    return {"decompress": decompress, "decode_prefix": decode_prefix, "prefix": prefix}
+
+
+def _rq_checked(data: bytes, frame: rq_stream.Frame, target: RqTarget, count: int) -> bool:
+    """Whether a frame is the first codebooks of the expected one; its shape must be announced."""
+    first = bitstream.salvage(data)[0].streams[0]
+    assert frame.occupied.shape == first.shape, f"{frame.occupied.shape}, announced {first.shape}"
+    assert frame.indices.shape == (len(frame.point), frame.occupied.sum())
+    assert all(((0 <= i) & (i < n)).all() for i, n in zip(frame.indices, frame.point, strict=True))
+    canvas = rq_stream.features(frame, target.model)
+    assert canvas.shape == (*first.shape, target.model.rows.shape[2])
+    assert np.isfinite(canvas).all()
+    expected = target.frame.prefix(count)
+    return frame.point == expected.point and np.array_equal(frame.dense(), expected.dense())
+
+
 def _only(data: bytes, name: str) -> bytes:
     """A file of this stream alone; as it is if it cannot be taken apart."""
     with contextlib.suppress(BitstreamError):
@@ -233,14 +318,20 @@ def _checked(data: bytes, out: Any, expected: dict) -> bool:
 Parts = list[tuple[bytes, bytes]]  # file header first, then (header, body) of each chunk
 
 
-def _damage(target: Target, where: str, rng: np.random.Generator) -> Parts:
-    """The parts of the file, some changed."""
-    whole = bitstream.read(target.blob)
+def _damage(blob: bytes, where: str, rng: np.random.Generator) -> Parts:
+    """The parts of a file, some changed."""
+    whole = bitstream.read(blob)
     streams = list(whole.streams)
     if where == "in shapes":
         i = int(rng.integers(len(streams)))
         streams[i] = _mutated(streams[i], rng)
-    parts: Parts = [(target.blob[:13], b"")]
+        if whole.kind == rq_stream.KIND and rng.random() < 0.7:  # one shape is theirs
+            streams = [dataclasses.replace(s, shape=streams[i].shape) for s in streams]
+    elif where == "in names":
+        i = int(rng.integers(len(streams)))
+        names = (*RQ_NAMES, *(stream.name for stream in streams))
+        streams[i] = dataclasses.replace(streams[i], name=names[rng.integers(len(names))])
+    parts: Parts = [(blob[:13], b"")]
     parts.append((b"", _body(chunks.write_meta(b"", whole.meta))))
     for stream in streams:
         data = chunks.write_stream(b"", stream)
