@@ -221,7 +221,7 @@ def test_gradients_of_every_stage_begin_with_a_fresh_adam(trained):
     lr = 1e-2
     for before, after in itertools.pairwise(states):
         moved = np.abs(np.asarray(after.params["delta"]) - np.asarray(before.params["delta"]))
-        # The first step of a fresh Adam is the learning rate; then decay pulls by a hundredth of it.
+        # A fresh Adam moves by the learning rate at first; decay pulls by a hundredth of it.
         if bool(make_task().restart_optimiser(before.step)):
             assert moved.max() <= lr * 1.02
     restarts = [bool(make_task().restart_optimiser(i)) for i in range(24)]

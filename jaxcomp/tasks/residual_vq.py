@@ -238,10 +238,6 @@ class ResidualVqTask:
         """Where the trainer goes on if the stage of a step does not get better any more."""
         return self.schedule.end(step)
 
-    def end_of_stage(self, step: int) -> int:
-        """Where the trainer goes on if the stage of a step does not get better any more."""
-        return self.schedule.end(step)
-
     def restart_optimiser(self, step: Array) -> Array:
         """Whether Adam forgets everything before this step: where gradients begin in a stage.
 

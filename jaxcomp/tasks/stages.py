@@ -113,11 +113,6 @@ class StageSchedule:
         length = self.stage_epochs * self.steps_per_epoch
         return (min(step // length, self.stages - 1) + 1) * length
 
-    def end(self, step: int) -> int:
-        """The first step behind the stage of a step."""
-        length = self.stage_epochs * self.steps_per_epoch
-        return (min(step // length, self.stages - 1) + 1) * length
-
     def active(self, stage: Stage) -> Any:
         """Rows of every codebook that take part, int32 [K]."""
         number = jnp.arange(self.codebooks)
