@@ -6,6 +6,11 @@ r"""Progressive residual quantisation of PointPillars' bird's-eye-view features:
     python -m jaxcomp.main --config=configs/pointpillars_rq.py --mode=eval --rq_ckpt=RUN_OR_FILE \
         --eval_num_codebooks=3 --eval_num_embeddings=64
 
+The first takes 10 minutes on 2 cores of an AMD EPYC (12.7 minutes of processor time). On 60
+held-out synthetic sweeps, 3-D AP is then 90.1 with all codebooks, 9.4 kB a sweep, and 85.1 with one
+of 64 rows, 1.4 kB; with the features as they are, 3.7 MB, it is 89.2. The whole table stands in
+docs/residual_codes.md. The second command was not run.
+
 The `kitti` profile reads KITTI from --config.data.dir=FOLDER or KITTI_ROOT and quantises the
 features of --config.detector.path (`epoch_160.pth`, a `pointpillars.npz` or a run directory). The
 embedded profile takes the small detector that ships with the package.
