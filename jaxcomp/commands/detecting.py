@@ -28,7 +28,9 @@ picture NAME_detections.png beside it. Both are kept where they are newer than w
 and were made with the same detector, codecs and score.
 
 With the codebooks of a lidar detector as --codec, inputs are streams, features or sweeps (.bin),
-and boxes are in metres; a stream is enough, no sweep is needed.
+and boxes are in metres; a stream is enough, no sweep is needed. With --partial a stream that is cut
+or damaged behind its first codebook is read as far as it goes: boxes are those of the codebooks
+before the damage, which is named with their number, and the exit status is 1.
 """
 _EXAMPLES = """\
 examples:
@@ -38,6 +40,7 @@ examples:
   python -m jaxcomp detect features.npz --stream p4.jxc --codec RUN_DIRECTORY
   python -m jaxcomp detect --stream p2.jxc --stream p3.jxc … --codec RUN_2 --codec RUN_3 …
   python -m jaxcomp detect sweep.jxc --codec RQ_RUN --out boxes.json
+  python -m jaxcomp detect cut.jxc --codec RQ_RUN --partial
 """
 
 
@@ -66,6 +69,10 @@ def add(commands: Any) -> None:
     detect.add_argument(
         "--out", help="the .json, or a folder; default for one frame: print the boxes only"
     )
+    detect.add_argument(
+        "--partial", action="store_true",
+        help="residual codes: use the whole codebooks of a cut or damaged stream",
+    )  # fmt: skip
     detect.add_argument("--no-pictures", action="store_true", help="write no pictures")
     add_file_options(detect)
     add_limit(detect)
@@ -86,6 +93,11 @@ def run_detect(args: argparse.Namespace) -> int:
 
     weights = weight_files(args)
     codes = residual_codec(args) if args.codec else None
+    if args.partial and codes is None:
+        raise DataError(
+            "--partial is for residual codes; of other streams all levels are needed, "
+            "decompress --partial writes those that are left"
+        )
     endings: tuple[str, ...] = detecting_files.INPUTS
     if codes is not None:
         from jaxcomp.jobs import rq_coding
@@ -98,7 +110,8 @@ def run_detect(args: argparse.Namespace) -> int:
         selection, streams, args.out, pictures=not args.no_pictures, protected=weights
     )
     if codes is not None:
-        return run_jobs(args, selection, frames, rq_coding.Finder(codes, score=args.score))
+        own = rq_coding.Finder(codes, score=args.score, partial=args.partial)
+        return run_jobs(args, selection, frames, own)
     finder = detecting_files.Finder(
         loaders.load_detector(args.detector),
         [loaders.load_codec(path) for path in args.codec],

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from jaxcomp.codecs import bitstream, rq_stream
-from jaxcomp.errors import BitstreamError, DataError
+from jaxcomp.codecs import bitstream, chunks, rq_stream
+from jaxcomp.errors import BitstreamError, DataError, TruncatedStreamError
 from jaxcomp.jobs import feature_files
 from jaxcomp.jobs.coding_files import read_bytes
 from jaxcomp.jobs.detecting_files import Frame
@@ -90,13 +90,11 @@ class Decompressor:
           BitstreamError: it is damaged, with `partial` the map of pillars is, or of another codec.
           CheckpointError: the features cannot be written.
         """
-        blob, damage = read_bytes(item.source), []
+        blob = read_bytes(item.source)
         if self.partial:
-            features, count, errors = self.codec.decompress_partial(blob)
-            damage = [f"{type(error).__name__}: {error}" for error in errors]
-            damage += [f"the features are those of {count} codebooks"] if errors else []
+            features, damage, _ = read_partial(self.codec, blob)
         else:
-            features = self.codec.decompress(blob, self.codebooks)
+            features, damage = self.codec.decompress(blob, self.codebooks), []
         record: dict[str, Any] = {"codec": self.codec.digest, "codebooks": self.codebooks}
         record["meta"] = bitstream.salvage(blob)[0].meta
         arrays = {"bev": features["bev"]}
@@ -110,9 +108,9 @@ class Decompressor:
 class Finder:
     """Lidar boxes of streams, features or sweeps."""
 
-    def __init__(self, codec: ResidualCodec, *, score: float = 0.3):
-        """Detections below `score` are not told."""
-        self.codec, self.score = codec, score
+    def __init__(self, codec: ResidualCodec, *, score: float = 0.3, partial: bool = False):
+        """Detections below `score` are not told; with `partial`, cut streams are read too."""
+        self.codec, self.score, self.partial = codec, score, partial
         self._made_with = {
             "score": score,
             "detector": codec.detector.digest,
@@ -125,7 +123,8 @@ class Finder:
             return False
         try:
             record = json.loads(frame.out.read_text())
-            return {name: record[name] for name in self._made_with} == self._made_with
+            same = {name: record[name] for name in self._made_with} == self._made_with
+            return same and not record.get("missing")
         except (OSError, ValueError, KeyError, TypeError):
             return False
 
@@ -133,27 +132,39 @@ class Finder:
         """Detects in one frame, writes its JSON, and tells the rows.
 
         Raises:
-          DataError, ShapeError, BitstreamError: the source cannot be read or is of another codec.
+          DataError, ShapeError, BitstreamError: the source cannot be read or is of another codec;
+            with `partial`, it holds no whole codebook.
           CheckpointError: the JSON cannot be written.
         """
         if frame.streams:
             raise DataError("a lidar stream holds all features; give it alone, without the sweep")
         detector, source = self.codec.detector, frame.source
-        if source.suffix.lower() in STREAMS:
-            features: Any = self.codec.decompress(read_bytes(source))
-        else:
-            features = read_source(source)
-            features = detector.head(features) if source.suffix.lower() in SWEEPS else features
+        features, damage = self._features(source)
         rows = self._rows(detector.tail(features))
         if frame.out:
             record = {"source": str(source), **self._made_with, "boxes": BOXES, "detections": rows}
+            record |= {"missing": damage} if damage else {}
             atomic_write(frame.out, json_text(record))
         lines = [
             f"{row['label']:<12} {row['score']:.3f}  {' '.join(f'{v:.2f}' for v in row['box'])}"
             for row in rows
         ]
         lines.append(f"{len(rows)} detections with a score of at least {self.score}: {BOXES}")
-        return Done("\n".join(lines))
+        return Done("\n".join(lines), damaged="; ".join(damage))
+
+    def _features(self, source: Path) -> tuple[Any, list[str]]:
+        """Features of a source, and what of a stream could not be read."""
+        ending = source.suffix.lower()
+        if ending not in STREAMS:
+            found = read_source(source)
+            return self.codec.detector.head(found) if ending in SWEEPS else found, []
+        blob = read_bytes(source)
+        if not self.partial:
+            return self.codec.decompress(blob), []
+        features, damage, count = read_partial(self.codec, blob)
+        if not count:
+            raise TruncatedStreamError("; ".join([*damage, "there is nothing to detect in"]))
+        return features, damage
 
     def _rows(self, found: dict[str, np.ndarray]) -> list[dict[str, Any]]:
         columns = (found[name][0] for name in ("boxes", "scores", "labels", "valid"))
@@ -166,6 +177,24 @@ class Finder:
             for box, score, label, valid in zip(*columns, strict=True)
             if valid and score >= self.score
         ]
+
+
+def read_partial(
+    codec: ResidualCodec, blob: bytes
+) -> tuple[dict[str, np.ndarray], list[str], int]:  # fmt: skip
+    """What a cut or damaged file still holds.
+
+    Returns:
+      (features; of a damaged file what is wrong and how many codebooks were read; that number).
+
+    Raises:
+      BitstreamError: not even the map of pillars can be read, or the file is of another codec.
+    """
+    features, count, errors = codec.decompress_partial(blob)
+    held = chunks.read_head(blob).count - 1
+    words = [f"{type(error).__name__}: {error}" for error in errors]
+    words += [f"{count} of {held} codebooks could be read"] if errors else []
+    return features, words, count
 
 
 def read_source(path: Path) -> Any:
