@@ -11,40 +11,20 @@ beside each other.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator
 from typing import Any
 
-import flax.traverse_util
 import jax
 import numpy as np
 
 from jaxcomp.errors import ConfigError
+from jaxcomp.interop import tensor_tables
+from jaxcomp.interop.tensor_tables import CONV, LINEAR, Layout, Row, Table, batch_norm
 from jaxcomp.models.faster_rcnn import DetectorConfig, FasterRCNN
 
 PREDICTOR = "roi_heads.box_predictor."
-_NORM = {
-    "weight": ("params", "scale"),
-    "bias": ("params", "bias"),
-    "running_mean": ("batch_stats", "mean"),
-    "running_var": ("batch_stats", "var"),
-}
-_SHOWN = 3
-
-
-@dataclasses.dataclass(frozen=True)
-class Layout:
-    """How the axes of a tensor move; the two functions are inverses of each other."""
-
-    to_ours: Callable[[Any], Any]
-    to_torch: Callable[[Any], Any]
-
-
-AS_IS = Layout(lambda x: x, lambda x: x)
-CONV = Layout(lambda x: x.transpose(2, 3, 1, 0), lambda x: x.transpose(3, 2, 0, 1))
-LINEAR = Layout(lambda x: x.transpose(1, 0), lambda x: x.transpose(1, 0))
 
 
 def flattened(size: int) -> Layout:
@@ -59,25 +39,6 @@ def flattened(size: int) -> Layout:
     return Layout(to_ours, to_torch)
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One row of the table.
-
-    Attributes:
-      name: torchvision's name.
-      path: ours, as in "params/body/stem/conv/kernel".
-      layout: how the axes move.
-      shape: torchvision's shape.
-      our_shape: ours.
-    """
-
-    name: str
-    path: str
-    layout: Layout
-    shape: tuple[int, ...]
-    our_shape: tuple[int, ...]
-
-
 def abstract_variables(cfg: DetectorConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every variable of the detector, by path; nothing is computed."""
     variables = jax.eval_shape(
@@ -86,11 +47,11 @@ def abstract_variables(cfg: DetectorConfig) -> dict[str, jax.ShapeDtypeStruct]:
         jax.ShapeDtypeStruct((1, 64, 64, 3), np.uint8),
         jax.ShapeDtypeStruct((1, 2), np.float32),
     )
-    return flax.traverse_util.flatten_dict(variables, sep="/")
+    return tensor_tables.flat_shapes(variables)
 
 
 @functools.lru_cache(maxsize=8)  # tracing the network for its shapes takes most of a second
-def tensor_table(cfg: DetectorConfig) -> tuple[Entry, ...]:
+def tensor_table(cfg: DetectorConfig) -> Table:
     """The rows of a detector with these sizes, in the order of torchvision's state dictionary.
 
     Raises:
@@ -101,34 +62,25 @@ def tensor_table(cfg: DetectorConfig) -> tuple[Entry, ...]:
             "a body of basic blocks (bottleneck=False, as in the shipped small detector) has no "
             "torchvision fasterrcnn_resnet50_fpn_v2 counterpart; only bottleneck bodies map"
         )
-    wanted = abstract_variables(cfg)
-    table = []
-    for name, path, layout in _rows(cfg, frozenset(wanted)):
-        ours = wanted.pop(path)
-        theirs = jax.eval_shape(layout.to_torch, ours)
-        table.append(Entry(name, path, layout, theirs.shape, ours.shape))
-    if wanted:
-        raise ConfigError(f"no torchvision name is known for {some(sorted(wanted))}")
-    return tuple(table)
+    shapes = abstract_variables(cfg)
+    return tensor_tables.make_table(_rows(cfg, frozenset(shapes)), shapes)
 
 
-def _rows(cfg: DetectorConfig, paths: frozenset[str]) -> Iterator[tuple[str, str, Layout]]:
+def _rows(cfg: DetectorConfig, paths: frozenset[str]) -> Iterator[Row]:
     """(name, path, layout) of every tensor."""
     yield from itertools.chain(_body(cfg, paths), _pyramid(cfg), _proposals(cfg), _box_head(cfg))
 
 
-def _conv_norm(conv: str, norm: str, ours: str) -> Iterator[tuple[str, str, Layout]]:
+def _conv_norm(conv: str, norm: str, ours: str) -> Iterator[Row]:
     yield f"{conv}.weight", f"params/{ours}/conv/kernel", CONV
-    for name, (collection, leaf) in _NORM.items():
-        yield f"{norm}.{name}", f"{collection}/{ours}/norm/{leaf}", AS_IS
+    yield from batch_norm(norm, f"{ours}/norm")
 
 
-def _biased(theirs: str, ours: str, layout: Layout) -> Iterator[tuple[str, str, Layout]]:
-    yield f"{theirs}.weight", f"params/{ours}/kernel", layout
-    yield f"{theirs}.bias", f"params/{ours}/bias", AS_IS
+def _biased(theirs: str, ours: str, layout: Layout) -> Iterator[Row]:
+    return tensor_tables.with_bias(theirs, f"params/{ours}", layout)
 
 
-def _body(cfg: DetectorConfig, paths: frozenset[str]) -> Iterator[tuple[str, str, Layout]]:
+def _body(cfg: DetectorConfig, paths: frozenset[str]) -> Iterator[Row]:
     yield from _conv_norm("backbone.body.conv1", "backbone.body.bn1", "body/stem")
     for stage, blocks in enumerate(cfg.stage_blocks, 1):
         for block in range(blocks):
@@ -141,21 +93,21 @@ def _body(cfg: DetectorConfig, paths: frozenset[str]) -> Iterator[tuple[str, str
                 yield from _conv_norm(f"{shortcut}.0", f"{shortcut}.1", f"{ours}/downsample")
 
 
-def _pyramid(cfg: DetectorConfig) -> Iterator[tuple[str, str, Layout]]:
+def _pyramid(cfg: DetectorConfig) -> Iterator[Row]:
     for theirs, ours in (("inner_blocks", "lateral"), ("layer_blocks", "output")):
         for i in range(len(cfg.stage_blocks)):
             block = f"backbone.fpn.{theirs}.{i}"
             yield from _conv_norm(f"{block}.0", f"{block}.1", f"fpn/{ours}{i + 2}")
 
 
-def _proposals(cfg: DetectorConfig) -> Iterator[tuple[str, str, Layout]]:
+def _proposals(cfg: DetectorConfig) -> Iterator[Row]:
     for i in range(cfg.rpn_convs):
         yield from _biased(f"rpn.head.conv.{i}.0", f"rpn/Conv_{i}", CONV)
     yield from _biased("rpn.head.cls_logits", "rpn/objectness", CONV)
     yield from _biased("rpn.head.bbox_pred", "rpn/regression", CONV)
 
 
-def _box_head(cfg: DetectorConfig) -> Iterator[tuple[str, str, Layout]]:
+def _box_head(cfg: DetectorConfig) -> Iterator[Row]:
     head = "roi_heads.box_head"
     for i in range(cfg.box_convs):
         yield from _conv_norm(f"{head}.{i}.0", f"{head}.{i}.1", f"box_head/conv{i}")
@@ -164,9 +116,3 @@ def _box_head(cfg: DetectorConfig) -> Iterator[tuple[str, str, Layout]]:
     yield from _biased(f"{head}.{cfg.box_convs + 1}", "box_head/hidden", hidden)
     yield from _biased(f"{PREDICTOR}cls_score", "box_head/classes", LINEAR)
     yield from _biased(f"{PREDICTOR}bbox_pred", "box_head/boxes", LINEAR)
-
-
-def some(words: Sequence[str], between: str = ", ") -> str:
-    """The first few of the words and how many more there are."""
-    rest = len(words) - _SHOWN
-    return between.join(words[:_SHOWN]) + (f" and {rest} more" if rest > 0 else "")

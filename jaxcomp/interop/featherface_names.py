@@ -13,24 +13,16 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Iterator
-from typing import Any
 
 import flax.linen as nn
-import flax.traverse_util
 import jax
 import numpy as np
 
-from jaxcomp.interop.detector_names import AS_IS, CONV, LINEAR, Entry, Layout
+from jaxcomp.interop import tensor_tables
+from jaxcomp.interop.tensor_tables import AS_IS, CONV, LINEAR, Row, Table, batch_norm
 from jaxcomp.models.featherface import FaceConfig, FaceDetector
 from jaxcomp.models.mobilenet import STAGES, MobileNetClassifier
 
-Row = tuple[str, str, Layout]
-_NORM = {
-    "weight": ("params", "scale"),
-    "bias": ("params", "bias"),
-    "running_mean": ("batch_stats", "mean"),
-    "running_var": ("batch_stats", "var"),
-}
 _OUTPUTS = {"ClassHead": "classes", "BboxHead": "boxes", "LandmarkHead": "landmarks"}
 _LIGHT_OUTPUTS = {"cls_head": "classes", "bbox_head": "boxes", "ldm_head": "landmarks"}
 _JOINS = {
@@ -53,31 +45,20 @@ def abstract_variables(model: nn.Module) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every variable of a detector or classifier, by path; nothing computed."""
     image = jax.ShapeDtypeStruct((1, 64, 64, 3), np.float32)
     variables = jax.eval_shape(functools.partial(model.init, train=True), jax.random.key(0), image)
-    return flax.traverse_util.flatten_dict(variables, sep="/")
+    return tensor_tables.flat_shapes(variables)
 
 
 @functools.lru_cache(maxsize=8)  # tracing takes most of a second
-def face_table(cfg: FaceConfig) -> tuple[Entry, ...]:
+def face_table(cfg: FaceConfig) -> Table:
     """The rows of a detector, in the order of PyTorch's state dictionary."""
-    return _table(FaceDetector(cfg), _face_rows(cfg))
+    return tensor_tables.make_table(_face_rows(cfg), abstract_variables(FaceDetector(cfg)))
 
 
 @functools.lru_cache(maxsize=2)
-def mobilenet_table(classes: int = 1000) -> tuple[Entry, ...]:
+def mobilenet_table(classes: int = 1000) -> Table:
     """The rows of the ImageNet classifier."""
     rows = [*_body("", "body"), *_linear("fc", "fc")]
-    return _table(MobileNetClassifier(classes), iter(rows))
-
-
-def _table(model: nn.Module, rows: Iterator[Row]) -> tuple[Entry, ...]:
-    wanted = abstract_variables(model)
-    table = []
-    for name, path, layout in rows:
-        ours = wanted.pop(path)
-        theirs: Any = jax.eval_shape(layout.to_torch, ours)
-        table.append(Entry(name, path, layout, theirs.shape, ours.shape))
-    assert not wanted, wanted
-    return tuple(table)
+    return tensor_tables.make_table(rows, abstract_variables(MobileNetClassifier(classes)))
 
 
 def _face_rows(cfg: FaceConfig) -> Iterator[Row]:
@@ -98,16 +79,11 @@ def _face_rows(cfg: FaceConfig) -> Iterator[Row]:
     yield from _outputs(light=cfg.context == "grouped")
 
 
-def _norm(theirs: str, ours: str) -> Iterator[Row]:
-    for name, (collection, leaf) in _NORM.items():
-        yield f"{theirs}.{name}", f"{collection}/{ours}/norm/{leaf}", AS_IS
-
-
 def _conv_norm(conv: str, norm: str, ours: str, *, bias: bool = False) -> Iterator[Row]:
     yield f"{conv}.weight", f"params/{ours}/kernel", CONV
     if bias:
         yield f"{conv}.bias", f"params/{ours}/bias", AS_IS
-    yield from _norm(norm, ours)
+    yield from batch_norm(norm, f"{ours}/norm")
 
 
 def _conv(theirs: str, ours: str) -> Iterator[Row]:

@@ -11,16 +11,15 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import flax.traverse_util
 import numpy as np
 
-from jaxcomp.errors import CheckpointError, NonFiniteError, ShapeError
-from jaxcomp.interop.detector_names import Entry, some
+from jaxcomp.errors import CheckpointError, ShapeError
+from jaxcomp.interop import tensor_tables
 from jaxcomp.interop.featherface_names import face_table, mobilenet_table
-from jaxcomp.interop.torch_weights import COUNTERS, read_weights
+from jaxcomp.interop.tensor_tables import Table
+from jaxcomp.interop.torch_weights import read_weights
 from jaxcomp.models.featherface import FaceConfig, face_config
 
-Table = tuple[Entry, ...]
 _BIAS = "fc.bias"
 
 
@@ -108,7 +107,7 @@ def face_to_torch(variables: Mapping[str, Any], cfg: FaceConfig) -> dict[str, np
     Raises:
       ShapeError: the variables are not those of a network of these sizes.
     """
-    return _to_torch(variables, face_table(cfg))
+    return tensor_tables.variables_to_torch(variables, face_table(cfg))
 
 
 def mobilenet_from_torch(
@@ -135,7 +134,7 @@ def mobilenet_to_torch(variables: Mapping[str, Any]) -> dict[str, np.ndarray]:
         classes = np.size(variables["params"]["fc"]["bias"])
     except (KeyError, TypeError) as error:
         raise ShapeError("the variables are not of the classifier: params/fc/bias lacks") from error
-    return _to_torch(variables, mobilenet_table(classes))
+    return tensor_tables.variables_to_torch(variables, mobilenet_table(classes))
 
 
 def with_body(variables: Mapping[str, Any], classifier: Mapping[str, Any]) -> dict[str, Any]:
@@ -144,57 +143,10 @@ def with_body(variables: Mapping[str, Any], classifier: Mapping[str, Any]) -> di
 
 
 def _from_torch(state_dict: Mapping[str, Any], table: Table, source: str) -> dict[str, Any]:
-    weights = {k: v for k, v in state_dict.items() if k.split(".")[-1] not in COUNTERS}
-    _check(weights, table, source)
-    flat = {}
-    for entry in table:
-        with np.errstate(over="ignore"):
-            array = np.asarray(weights[entry.name]).astype(np.float32, copy=False)
-        if not np.isfinite(array).all():
-            raise NonFiniteError(
-                f"{source}: {entry.name!r} is not finite in float32; export it again"
-            )
-        flat[entry.path] = np.array(entry.layout.to_ours(array), order="C")
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
-
-
-def _check(weights: Mapping[str, Any], table: Table, source: str) -> None:
-    wanted = {entry.name for entry in table}
-    missing = [entry.name for entry in table if entry.name not in weights]
-    left = [name for name in weights if name not in wanted]
-    if missing or left:
-        words = [f"{len(missing)} names are missing ({some(missing)})"] if missing else []
-        words += [f"{len(left)} are left over ({some(left)})"] if left else []
-        raise CheckpointError(
-            f"{source} does not hold this network: {', '.join(words)}; "
-            "give the file's own model and variant"
-        )
-    wrong = [
-        f"{e.name} is {list(np.shape(weights[e.name]))}, needed {list(e.shape)}"
-        for e in table
-        if np.shape(weights[e.name]) != e.shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{source} has other sizes than the network: {some(wrong, '; ')}; give its own config"
-        )
-
-
-def _to_torch(variables: Mapping[str, Any], table: Table) -> dict[str, np.ndarray]:
-    flat = flax.traverse_util.flatten_dict(dict(variables), sep="/")
-    unequal = sorted(flat.keys() ^ {entry.path for entry in table})
-    if unequal:
-        raise ShapeError(f"the variables are not of this network: {some(unequal)} differ")
-    out: dict[str, np.ndarray] = {}
-    for entry in table:
-        array = np.asarray(flat[entry.path]).astype(np.float32, copy=False)
-        if array.shape != entry.our_shape:
-            raise ShapeError(
-                f"{entry.path} has shape {list(array.shape)}, a network of this config needs "
-                f"{list(entry.our_shape)}"
-            )
-        out[entry.name] = np.array(entry.layout.to_torch(array), order="C")
-        if entry.name.endswith(".running_var"):
-            counter = f"{entry.name.removesuffix('running_var')}{COUNTERS[0]}"
-            out[counter] = np.zeros((), np.int64)
-    return out
+    return tensor_tables.variables_from_torch(
+        tensor_tables.without_counters(state_dict),
+        table,
+        source=source,
+        network="this network",
+        fix="give the file's own model and variant",
+    )

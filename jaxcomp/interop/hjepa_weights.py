@@ -13,18 +13,16 @@ Both attentions pack q, k and v outermost, as ours does, so no channel moves. Pr
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import flax.traverse_util
 import jax
 import numpy as np
 
-from jaxcomp.errors import CheckpointError, ConfigError, NonFiniteError, ShapeError
-from jaxcomp.interop.detector_names import AS_IS, CONV, LINEAR, Layout, some
+from jaxcomp.interop import tensor_tables
+from jaxcomp.interop.tensor_tables import AS_IS, CONV, LINEAR, Row, Table, with_bias
 from jaxcomp.interop.torch_weights import read_weights
 from jaxcomp.models.hjepa import HJEPA, HJEPAConfig, init_variables
 
@@ -40,44 +38,23 @@ _PYRAMID = {
 _PREFIXES = ("module.", "_orig_mod.")
 
 
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One tensor: its PyTorch name and shape, our path ("params/...") and shape, the axes."""
-
-    name: str
-    path: str
-    layout: Layout
-    shape: tuple[int, ...]
-    our_shape: tuple[int, ...]
-
-
 def abstract_variables(cfg: HJEPAConfig) -> dict[str, jax.ShapeDtypeStruct]:
     """Shape and dtype of every variable, by path; nothing is computed."""
     make = functools.partial(init_variables, HJEPA(cfg))
-    return flax.traverse_util.flatten_dict(jax.eval_shape(make, jax.random.key(0)), sep="/")
+    return tensor_tables.flat_shapes(jax.eval_shape(make, jax.random.key(0)))
 
 
 @functools.lru_cache(maxsize=8)
-def tensor_table(cfg: HJEPAConfig) -> tuple[Entry, ...]:
+def tensor_table(cfg: HJEPAConfig) -> Table:
     """Every tensor of a model with these sizes, in the order of PyTorch's state dictionary.
 
     Raises:
       ConfigError: the original has no such model.
     """
-    wanted = abstract_variables(cfg)
-    table = []
-    for name, path, layout in _rows(cfg):
-        if path not in wanted:
-            raise ConfigError(f"the original has {name!r}, but a model of this config does not")
-        ours = wanted.pop(path)
-        theirs = jax.eval_shape(layout.to_torch, ours)
-        table.append(Entry(name, path, layout, theirs.shape, ours.shape))
-    if wanted:
-        raise ConfigError(f"the original has no counterpart of {some(sorted(wanted))}")
-    return tuple(table)
+    return tensor_tables.make_table(_rows(cfg), abstract_variables(cfg))
 
 
-def _rows(cfg: HJEPAConfig) -> Iterator[tuple[str, str, Layout]]:
+def _rows(cfg: HJEPAConfig) -> Iterator[Row]:
     yield from _encoder("context_encoder.vit", "params/encoder", cfg)
     yield from _encoder("target_encoder.vit", "target", cfg)
     yield "predictor.mask_token", "params/predictor/mask_token", AS_IS
@@ -85,7 +62,7 @@ def _rows(cfg: HJEPAConfig) -> Iterator[tuple[str, str, Layout]]:
     for i in range(cfg.predictor_depth):
         yield from _predictor_block(f"predictor.blocks.{i}", f"params/predictor/blocks_{i}")
     yield from _norm("predictor.norm", "params/predictor/norm")
-    yield from _linear("predictor.head", "params/predictor/head")
+    yield from with_bias("predictor.head", "params/predictor/head", LINEAR)
     levels = cfg.num_hierarchies
     parts = {"hierarchy_projections": levels}
     if cfg.use_fpn:
@@ -95,11 +72,11 @@ def _rows(cfg: HJEPAConfig) -> Iterator[tuple[str, str, Layout]]:
     for theirs, count in parts.items():
         for i in range(count):
             ours = f"params/pyramid/{_PYRAMID[theirs]}{i}"
-            yield from _linear(f"{theirs}.{i}.0", f"{ours}/linear")
+            yield from with_bias(f"{theirs}.{i}.0", f"{ours}/linear", LINEAR)
             yield from _norm(f"{theirs}.{i}.1", f"{ours}/norm")
 
 
-def _encoder(theirs: str, ours: str, cfg: HJEPAConfig) -> Iterator[tuple[str, str, Layout]]:
+def _encoder(theirs: str, ours: str, cfg: HJEPAConfig) -> Iterator[Row]:
     yield f"{theirs}.cls_token", f"{ours}/class_token", AS_IS
     yield f"{theirs}.pos_embed", f"{ours}/positions", AS_IS
     yield f"{theirs}.patch_embed.proj.weight", f"{ours}/patch_kernel", CONV
@@ -109,28 +86,23 @@ def _encoder(theirs: str, ours: str, cfg: HJEPAConfig) -> Iterator[tuple[str, st
         yield from _norm(f"{block}.norm1", f"{own}/norm1")
         yield from _norm(f"{block}.norm2", f"{own}/norm2")
         for name, path in _TIMM.items():
-            yield from _linear(f"{block}.{name}", f"{own}/{path}")
+            yield from with_bias(f"{block}.{name}", f"{own}/{path}", LINEAR)
         if cfg.encoder.layer_scale:
             for j in (1, 2):
                 yield f"{block}.ls{j}.gamma", f"{own}/scale{j}", AS_IS
     yield from _norm(f"{theirs}.norm", f"{ours}/norm")
 
 
-def _predictor_block(theirs: str, ours: str) -> Iterator[tuple[str, str, Layout]]:
+def _predictor_block(theirs: str, ours: str) -> Iterator[Row]:
     yield from _norm(f"{theirs}.norm1", f"{ours}/norm1")
     yield from _norm(f"{theirs}.norm2", f"{ours}/norm2")
     yield f"{theirs}.attn.in_proj_weight", f"{ours}/attention/qkv/kernel", LINEAR
     yield f"{theirs}.attn.in_proj_bias", f"{ours}/attention/qkv/bias", AS_IS
     for name, path in _PREDICTOR.items():
-        yield from _linear(f"{theirs}.{name}", f"{ours}/{path}")
+        yield from with_bias(f"{theirs}.{name}", f"{ours}/{path}", LINEAR)
 
 
-def _linear(theirs: str, ours: str) -> Iterator[tuple[str, str, Layout]]:
-    yield f"{theirs}.weight", f"{ours}/kernel", LINEAR
-    yield f"{theirs}.bias", f"{ours}/bias", AS_IS
-
-
-def _norm(theirs: str, ours: str) -> Iterator[tuple[str, str, Layout]]:
+def _norm(theirs: str, ours: str) -> Iterator[Row]:
     yield f"{theirs}.weight", f"{ours}/scale", AS_IS
     yield f"{theirs}.bias", f"{ours}/bias", AS_IS
 
@@ -172,41 +144,13 @@ def hjepa_from_torch(
       NonFiniteError: a tensor holds NaN or infinity, or does not fit float32.
       ConfigError: the original has no model of this config.
     """
-    table = tensor_table(cfg)
-    weights = {_plain(name): value for name, value in state_dict.items()}
-    _check(weights, table, source)
-    flat = {}
-    for entry in table:
-        with np.errstate(over="ignore"):
-            array = np.asarray(weights[entry.name]).astype(np.float32, copy=False)
-        if not np.isfinite(array).all():
-            raise NonFiniteError(
-                f"{source}: {entry.name!r} is not finite in float32; export it again"
-            )
-        flat[entry.path] = np.array(entry.layout.to_ours(array), order="C")
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
-
-
-def _check(weights: Mapping[str, Any], table: tuple[Entry, ...], source: str) -> None:
-    names = {entry.name for entry in table}
-    missing = [entry.name for entry in table if entry.name not in weights]
-    left = [name for name in weights if name not in names]
-    if missing or left:
-        words = [f"{len(missing)} names are missing ({some(missing)})"] if missing else []
-        words += [f"{len(left)} are left over ({some(left)})"] if left else []
-        raise CheckpointError(
-            f"{source} does not hold an H-JEPA of this config: {', '.join(words)}; "
-            "give its own sizes and fusion"
-        )
-    wrong = [
-        f"{e.name} is {list(np.shape(weights[e.name]))}, needed {list(e.shape)}"
-        for e in table
-        if np.shape(weights[e.name]) != e.shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{source} has other sizes than the model: {some(wrong, '; ')}; give its own sizes"
-        )
+    return tensor_tables.variables_from_torch(
+        {_plain(name): value for name, value in state_dict.items()},
+        tensor_table(cfg),
+        source=source,
+        network="an H-JEPA of this config",
+        fix="give its own sizes and fusion",
+    )
 
 
 def hjepa_to_torch(variables: Mapping[str, Any], cfg: HJEPAConfig) -> dict[str, np.ndarray]:
@@ -216,18 +160,4 @@ def hjepa_to_torch(variables: Mapping[str, Any], cfg: HJEPAConfig) -> dict[str, 
       ShapeError: the variables are not those of a model of these sizes.
       ConfigError: the original has no model of this config.
     """
-    table = tensor_table(cfg)
-    flat = flax.traverse_util.flatten_dict(dict(variables), sep="/")
-    unequal = sorted(flat.keys() ^ {entry.path for entry in table})
-    if unequal:
-        raise ShapeError(f"the variables are not of this model: {some(unequal)} differ")
-    out: dict[str, np.ndarray] = {}
-    for entry in table:
-        array = np.asarray(flat[entry.path]).astype(np.float32, copy=False)
-        if array.shape != entry.our_shape:
-            raise ShapeError(
-                f"{entry.path} has shape {list(array.shape)}, a model of this config needs "
-                f"{list(entry.our_shape)}"
-            )
-        out[entry.name] = np.array(entry.layout.to_torch(array), order="C")
-    return out
+    return tensor_tables.variables_to_torch(variables, tensor_table(cfg))

@@ -11,19 +11,17 @@ Channels need no permutation: in both, the values of an anchor are beside each o
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import os
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import flax.traverse_util
 import jax
 import numpy as np
 
-from jaxcomp.errors import CheckpointError, NonFiniteError, ShapeError
-from jaxcomp.interop.detector_names import AS_IS, CONV, Layout, some
-from jaxcomp.interop.torch_weights import COUNTERS, read_weights
+from jaxcomp.interop import tensor_tables
+from jaxcomp.interop.tensor_tables import AS_IS, CONV, Layout, Row, Table, batch_norm
+from jaxcomp.interop.torch_weights import read_weights
 from jaxcomp.models.pointpillars import Pillars, PointPillars, PointPillarsConfig
 
 _LINEAR = Layout(lambda x: x[..., 0].transpose(1, 0), lambda x: x.transpose(1, 0)[..., None])
@@ -31,24 +29,7 @@ _OUTPUT = Layout(
     lambda x: x[..., 0, 0].transpose(1, 0), lambda x: x.transpose(1, 0)[..., None, None]
 )
 _UP = Layout(lambda x: x.transpose(2, 3, 0, 1), lambda x: x.transpose(2, 3, 0, 1))
-_NORM = {
-    "weight": ("params", "scale"),
-    "bias": ("params", "bias"),
-    "running_mean": ("batch_stats", "mean"),
-    "running_var": ("batch_stats", "var"),
-}
 _OUTPUTS = {"cls": "classes", "reg": "boxes", "dir_cls": "directions"}
-
-
-@dataclasses.dataclass(frozen=True)
-class Entry:
-    """One tensor: its PyTorch name and shape, our path ("params/...") and shape, the axes."""
-
-    name: str
-    path: str
-    layout: Layout
-    shape: tuple[int, ...]
-    our_shape: tuple[int, ...]
 
 
 def abstract_variables(cfg: PointPillarsConfig) -> dict[str, jax.ShapeDtypeStruct]:
@@ -58,43 +39,30 @@ def abstract_variables(cfg: PointPillarsConfig) -> dict[str, jax.ShapeDtypeStruc
         *(jax.ShapeDtypeStruct((1, 8), np.int32) for _ in range(3)),
     )
     make = functools.partial(PointPillars(cfg).init, train=True)
-    variables = jax.eval_shape(make, jax.random.key(0), pillars)
-    return flax.traverse_util.flatten_dict(variables, sep="/")
+    return tensor_tables.flat_shapes(jax.eval_shape(make, jax.random.key(0), pillars))
 
 
 @functools.lru_cache(maxsize=8)
-def tensor_table(cfg: PointPillarsConfig) -> tuple[Entry, ...]:
+def tensor_table(cfg: PointPillarsConfig) -> Table:
     """Every tensor of a network with these sizes, in the order of PyTorch's state dictionary."""
-    wanted = abstract_variables(cfg)
-    table = []
-    for name, path, layout in _rows(cfg):
-        ours = wanted.pop(path)
-        theirs = jax.eval_shape(layout.to_torch, ours)
-        table.append(Entry(name, path, layout, theirs.shape, ours.shape))
-    assert not wanted, wanted
-    return tuple(table)
+    return tensor_tables.make_table(_rows(cfg), abstract_variables(cfg))
 
 
-def _rows(cfg: PointPillarsConfig) -> Iterator[tuple[str, str, Layout]]:
+def _rows(cfg: PointPillarsConfig) -> Iterator[Row]:
     yield "pillar_encoder.conv.weight", "params/encoder/kernel", _LINEAR
-    yield from _norm("pillar_encoder.bn", "encoder")
+    yield from batch_norm("pillar_encoder.bn", "encoder")
     for block, convs in enumerate(cfg.block_convs):
         for i in range(1 + convs):
             theirs = f"backbone.multi_blocks.{block}"
             ours = f"backbone/block{block}_conv{i}"
             yield f"{theirs}.{3 * i}.weight", f"params/{ours}/kernel", CONV
-            yield from _norm(f"{theirs}.{3 * i + 1}", f"{ours}/norm")
+            yield from batch_norm(f"{theirs}.{3 * i + 1}", f"{ours}/norm")
     for i in range(len(cfg.neck_features)):
         yield f"neck.decoder_blocks.{i}.0.weight", f"params/neck/up{i}/kernel", _UP
-        yield from _norm(f"neck.decoder_blocks.{i}.1", f"neck/up{i}/norm")
+        yield from batch_norm(f"neck.decoder_blocks.{i}.1", f"neck/up{i}/norm")
     for theirs, ours in _OUTPUTS.items():
         yield f"head.conv_{theirs}.weight", f"params/outputs/{ours}_kernel", _OUTPUT
         yield f"head.conv_{theirs}.bias", f"params/outputs/{ours}_bias", AS_IS
-
-
-def _norm(theirs: str, ours: str) -> Iterator[tuple[str, str, Layout]]:
-    for name, (collection, leaf) in _NORM.items():
-        yield f"{theirs}.{name}", f"{collection}/{ours}/{leaf}", AS_IS
 
 
 def load_pointpillars(path: str | os.PathLike[str], cfg: PointPillarsConfig) -> dict[str, Any]:
@@ -127,41 +95,13 @@ def pointpillars_from_torch(
       CheckpointError: a tensor is missing, left over, or has another shape.
       NonFiniteError: a tensor holds NaN or infinity, or does not fit float32.
     """
-    table = tensor_table(cfg)
-    weights = {k: v for k, v in state_dict.items() if k.split(".")[-1] not in COUNTERS}
-    _check(weights, table, source)
-    flat = {}
-    for entry in table:
-        with np.errstate(over="ignore"):
-            array = np.asarray(weights[entry.name]).astype(np.float32, copy=False)
-        if not np.isfinite(array).all():
-            raise NonFiniteError(
-                f"{source}: {entry.name!r} is not finite in float32; export it again"
-            )
-        flat[entry.path] = np.array(entry.layout.to_ours(array), order="C")
-    return flax.traverse_util.unflatten_dict(flat, sep="/")
-
-
-def _check(weights: Mapping[str, Any], table: tuple[Entry, ...], source: str) -> None:
-    names = [entry.name for entry in table]
-    missing = [name for name in names if name not in weights]
-    left = [name for name in weights if name not in set(names)]
-    if missing or left:
-        words = [f"{len(missing)} names are missing ({some(missing)})"] if missing else []
-        words += [f"{len(left)} are left over ({some(left)})"] if left else []
-        raise CheckpointError(
-            f"{source} does not hold a PointPillars of this size: {', '.join(words)}; "
-            "give its own config"
-        )
-    wrong = [
-        f"{e.name} is {list(np.shape(weights[e.name]))}, needed {list(e.shape)}"
-        for e in table
-        if np.shape(weights[e.name]) != e.shape
-    ]
-    if wrong:
-        raise CheckpointError(
-            f"{source} has other sizes than the network: {some(wrong, '; ')}; give its own config"
-        )
+    return tensor_tables.variables_from_torch(
+        tensor_tables.without_counters(state_dict),
+        tensor_table(cfg),
+        source=source,
+        network="a PointPillars of this size",
+        fix="give its own config",
+    )
 
 
 def pointpillars_to_torch(
@@ -179,21 +119,4 @@ def pointpillars_to_torch(
     Raises:
       ShapeError: the variables are not those of a network of these sizes.
     """
-    table = tensor_table(cfg)
-    flat = flax.traverse_util.flatten_dict(dict(variables), sep="/")
-    unequal = sorted(flat.keys() ^ {entry.path for entry in table})
-    if unequal:
-        raise ShapeError(f"the variables are not of this network: {some(unequal)} differ")
-    out: dict[str, np.ndarray] = {}
-    for entry in table:
-        array = np.asarray(flat[entry.path]).astype(np.float32, copy=False)
-        if array.shape != entry.our_shape:
-            raise ShapeError(
-                f"{entry.path} has shape {list(array.shape)}, a network of this config needs "
-                f"{list(entry.our_shape)}"
-            )
-        out[entry.name] = np.array(entry.layout.to_torch(array), order="C")
-        if entry.name.endswith(".running_var"):
-            counter = f"{entry.name.removesuffix('running_var')}{COUNTERS[0]}"
-            out[counter] = np.zeros((), np.int64)
-    return out
+    return tensor_tables.variables_to_torch(variables, tensor_table(cfg))

@@ -24,7 +24,7 @@ from jaxcomp.interop.torch_archive import open_legacy, open_zip, read_tensors
 from jaxcomp.interop.torch_objects import RefusedPickle, Tensor
 from jaxcomp.interop.torch_writer import write_torch
 
-__all__ = ["COUNTERS", "read_weights", "write_safetensors", "write_torch"]
+__all__ = ["COUNTERS", "is_counter", "read_weights", "write_safetensors", "write_torch"]
 
 COUNTERS = ("num_batches_tracked", "total_ops", "total_params")  # no weights: dropped
 WRAPPERS = ("state_dict", "model_state_dict", "model")  # keys of a whole training state
@@ -77,7 +77,7 @@ def _read(stream: BinaryIO) -> dict[str, np.ndarray]:
         raise RefusedPickle(f"it has {size} bytes")
     if is_safetensors(head, size):
         weights = _without_prefix(read_safetensors(stream))
-        return {name: value for name, value in weights.items() if not _is_counter(name)}
+        return {name: value for name, value in weights.items() if not is_counter(name)}
     if head.startswith(b"PK"):
         opened = open_zip(stream)
     elif head.startswith(b"\x80"):
@@ -111,10 +111,11 @@ def _state_dict(tree: Any) -> dict[str, Tensor]:
     for name, value in tree.items():
         if not isinstance(name, str) or not isinstance(value, Tensor):
             raise RefusedPickle(f"{str(name)[:80]!r} in its state dictionary is not a tensor")
-    return {k: v for k, v in _without_prefix(tree).items() if not _is_counter(k)}
+    return {k: v for k, v in _without_prefix(tree).items() if not is_counter(k)}
 
 
-def _is_counter(name: str) -> bool:
+def is_counter(name: str) -> bool:
+    """Whether a name of a state dictionary is one of `COUNTERS`."""
     return name.split(".")[-1] in COUNTERS
 
 
