@@ -21,7 +21,7 @@ from jaxcomp.jobs import (
     point_systems,
     rate_accuracy,
 )
-from jaxcomp.jobs.feature_codec import with_classes
+from jaxcomp.jobs.frozen_features import with_classes
 from jaxcomp.jobs.point_frames import HeldOut
 from jaxcomp.jobs.rate_accuracy import Options
 from jaxcomp.models.fpn import LEVELS

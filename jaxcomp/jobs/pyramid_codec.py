@@ -21,6 +21,7 @@ from jaxcomp.codecs.tables import build_tables
 from jaxcomp.data.levels import cached_levels, level_draws
 from jaxcomp.evaluate.split import FeatureCoder
 from jaxcomp.jobs import feature_codec as shared
+from jaxcomp.jobs import frozen_features
 from jaxcomp.jobs.job import Job, variables_of
 from jaxcomp.loaders import CODEC_FILE, Detector, PyramidCodec, codec_tree, save_codec
 from jaxcomp.models.fpn import LEVELS
@@ -41,11 +42,11 @@ TREATMENTS = {JOINT_MODEL: "joint", RANDOM_MODEL: "random"}
 def build(config: Any) -> Job:
     """The job of a `configs/fpn_joint.py` or `configs/fpn_random.py` config."""
     treatment = TREATMENTS[config.model.name]
-    detector = shared.frozen_detector(config)
-    shared.check_channels(config, detector)
-    images = data.make_splits(shared.with_classes(config, detector))
-    head = shared.pyramid_head(config, detector)
-    tail = shared.tail_of(config, detector, head)
+    detector = frozen_features.frozen_detector(config)
+    frozen_features.check_channels(config, detector)
+    images = data.make_splits(frozen_features.with_classes(config, detector))
+    head = frozen_features.pyramid_head(config, detector)
+    tail = frozen_features.tail_of(config, detector, head)
     splits, statistics = _data(config, detector, images, treatment == "random", tail)
     task = pyramid_task(
         treatment,
@@ -54,7 +55,7 @@ def build(config: Any) -> Job:
         statistics,
         level_weights=config.training.get("level_weights", "elements"),
         head=head,
-        frozen=shared.frozen_part(config, detector, tail),
+        frozen=frozen_features.frozen_part(config, detector, tail),
         tail=tail,
         initial=shared.initial_params(config),
     )
@@ -72,12 +73,12 @@ def _data(
 ) -> tuple[DataSplits, dict[str, np.ndarray]]:
     """Batches for training, of one drawn level each or of all, and statistics of every level."""
     if config.data.cache_features:
-        training, held_out = shared.cached_pyramids(config, detector, LEVELS, images, tail)
+        training, held_out = frozen_features.cached_pyramids(config, detector, LEVELS, images, tail)
         size = config.training.batch_size
         splits = cached_levels(training, held_out, size, config.seed, levels=LEVELS, draw=draw)
         return splits, pyramid_statistics([training])
     batches = itertools.islice(images.train_once(), shared.STATISTICS_BATCHES)
-    statistics = pyramid_statistics(shared.pyramids(config, detector, LEVELS, batches))
+    statistics = pyramid_statistics(frozen_features.pyramids(config, detector, LEVELS, batches))
     return level_draws(images, LEVELS, config.seed) if draw else images, statistics
 
 

@@ -22,7 +22,7 @@ from jaxcomp import config as config_lib
 from jaxcomp.errors import CheckpointError, ConfigError
 from jaxcomp.evaluate.anchors import KINDS, Anchor, anchors
 from jaxcomp.jobs import point_measuring, rate_accuracy_results
-from jaxcomp.jobs.feature_codec import with_classes
+from jaxcomp.jobs.frozen_features import with_classes
 from jaxcomp.jobs.kitti_scores import kitti_scores
 from jaxcomp.jobs.point_frames import HeldOut
 from jaxcomp.jobs.point_store import Fingerprint, PointStore
