@@ -5,6 +5,7 @@ Nothing here imports another module of the package, so every room may import it.
 
 from __future__ import annotations
 
+import abc
 import dataclasses
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, Protocol, runtime_checkable
@@ -74,29 +75,38 @@ class DataSplits:
 
 @runtime_checkable
 class Task(Protocol):
-    """A workload: what to optimise and how to judge it. See `jaxcomp.train` for the loop."""
+    """A workload: what to optimise and how to judge it. See `jaxcomp.train` for the loop.
 
+    A task that inherits from this class trains everything and moves nothing after an update, unless
+    it says otherwise; the other methods it must have.
+    """
+
+    @abc.abstractmethod
     def init(self, rng: Array, batch: Batch) -> tuple[PyTree, PyTree, PyTree]:
         """Returns (params, stats, frozen) for a batch of the training data."""
         ...
 
+    @abc.abstractmethod
     def loss(
         self, params: PyTree, stats: PyTree, frozen: PyTree, batch: Batch, rng: Array, step: Array
     ) -> tuple[Array, LossAux]:
         """The training loss (scalar, float32) and its auxiliary outputs."""
         ...
 
+    @abc.abstractmethod
     def eval_loss(self, params: PyTree, stats: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
         """Validation metrics of a batch, summed over real rows: {"count": n, "loss": sum, ...}."""
         ...
 
     def after_update(self, params: PyTree, stats: PyTree, step: Array) -> PyTree:
-        """New stats after the optimiser step (exponential moving averages)."""
-        ...
+        """New stats after the optimiser step (exponential moving averages); here the same."""
+        del params, step
+        return stats
 
     def update_mask(self, params: PyTree, step: Array) -> PyTree | None:
-        """A tree of 0/1 that multiplies the *update*, or None to train everything."""
-        ...
+        """A tree of 0/1 that multiplies the *update*, or None to train everything; here None."""
+        del params, step
+        return None
 
 
 class Evaluator(Protocol):

@@ -71,6 +71,14 @@ def test_the_toy_is_a_task():
     assert isinstance(toy.Toy(), Task)
 
 
+def test_a_task_that_lacks_a_method_cannot_be_made():
+    class Half(Task):
+        loss = eval_loss = toy.Toy.loss
+
+    with pytest.raises(TypeError, match="init"):
+        Half()
+
+
 def test_one_and_four_devices_agree():
     assert len(jax.devices()) == 4
     one, _ = run(5, mesh=sharding.make_mesh(jax.devices()[:1]))

@@ -13,7 +13,7 @@ from jaxcomp.evaluate.detection import image_sizes
 from jaxcomp.models.faster_rcnn import DetectorConfig, FasterRCNN
 from jaxcomp.models.transform import frames_of
 from jaxcomp.tasks.detection_loss import SamplingConfig, detection_losses
-from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree
+from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree, Task
 
 
 def detector_config(config: Any) -> DetectorConfig:
@@ -30,7 +30,7 @@ def sampling_config(config: Any) -> SamplingConfig:
     return SamplingConfig(**dict(config))
 
 
-class DetectTask:
+class DetectTask(Task):
     """Faster R-CNN on a detection data set; batch statistics live in `stats`."""
 
     def __init__(
@@ -115,11 +115,6 @@ class DetectTask:
         count = batch["mask"].sum()
         sums = {name: value * count for name, value in losses.items() if name != "total"}
         return sums | {"count": count, "loss": losses["total"] * count}
-
-    def after_update(self, params: PyTree, stats: PyTree, step: Array) -> PyTree:
-        """Nothing moves after the update."""
-        del params, step
-        return stats
 
     def update_mask(self, params: PyTree, step: Array) -> PyTree | None:
         """0 for the frozen parts of the body, 1 for the rest; None where everything trains."""

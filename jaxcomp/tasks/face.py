@@ -21,7 +21,7 @@ from jaxcomp.models.featherface import (
 from jaxcomp.tasks import face_loss
 from jaxcomp.tasks.face_loss import FaceLossConfig
 from jaxcomp.tasks.face_mixing import drop_blocks, mix
-from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree
+from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree, Task
 
 STRATEGIES = ("linear", "cosine", "exponential", "adaptive")
 # First names of parameters' paths: what gradient norms are told by.
@@ -104,7 +104,7 @@ def init_variables(model: FaceDetector, rng: Array) -> dict[str, PyTree]:
     return dict(jax.jit(functools.partial(model.init, train=True))(key, image))
 
 
-class FaceTask:
+class FaceTask(Task):
     """A face detector on images with faces; batch statistics live in `stats`.
 
     Batches hold "image" uint8 [B, H, W, 3] RGB, "boxes" [B, M, 4] corners and "landmarks"
@@ -213,16 +213,6 @@ class FaceTask:
         count = batch["mask"].sum()
         sums = {name: value * count for name, value in losses.items() if name != "total"}
         return sums | {"count": count, "loss": losses["total"] * count}
-
-    def after_update(self, params: PyTree, stats: PyTree, step: Array) -> PyTree:
-        """Nothing moves after the update."""
-        del params, step
-        return stats
-
-    def update_mask(self, params: PyTree, step: Array) -> PyTree | None:
-        """Everything trains."""
-        del params, step
-        return None
 
 
 def gradient_group(path: str) -> str:

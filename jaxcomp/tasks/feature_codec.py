@@ -24,7 +24,7 @@ from jaxcomp.errors import NonFiniteError, ShapeError
 from jaxcomp.evaluate.detection import image_sizes
 from jaxcomp.models.fpn import LEVELS
 from jaxcomp.tasks.tail_distortion import REGIONS, TailDistortion
-from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree
+from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree, Task
 
 JOINT_MODEL, RANDOM_MODEL = "factorized_prior_joint", "factorized_prior_random_level"
 LOSS_CONVENTION = "mse + rate_weight * bits_per_position"
@@ -100,7 +100,7 @@ class FeatureSums:
         return {"mean": mean.astype(np.float32), "scale": np.float32(scale)}
 
 
-class FeatureCodecTask:
+class FeatureCodecTask(Task):
     """Rate-distortion training of one codec on one pyramid level."""
 
     def __init__(
@@ -253,12 +253,3 @@ class FeatureCodecTask:
         terms = self.terms(variables, x, None, False, self.judge(frozen, batch))
         mask = jnp.asarray(batch["mask"])
         return {k: (v * mask).sum() for k, v in terms.items()} | {"count": mask.sum()}
-
-    def after_update(self, params: PyTree, stats: PyTree, step: Array) -> PyTree:
-        """Nothing moves after the update."""
-        del params, step
-        return stats
-
-    def update_mask(self, params: PyTree, step: Array) -> PyTree | None:
-        """Everything trains."""
-        del params, step

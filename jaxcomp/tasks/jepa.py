@@ -15,7 +15,7 @@ from jaxcomp.models.hjepa import HJEPA, HJEPAConfig, init_variables
 from jaxcomp.models.vit import ViTConfig
 from jaxcomp.ops.ranks import feature_ranks
 from jaxcomp.tasks.jepa_loss import JEPALossConfig, jepa_losses
-from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree
+from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree, Task
 
 SHAPES = ("linear", "cosine")
 
@@ -79,7 +79,7 @@ class EMASchedule:
         return jnp.float32(self.start) + jnp.float32(self.end - self.start) * share
 
 
-class JEPATask:
+class JEPATask(Task):
     """H-JEPA on images with masks; the target encoder lives in `stats`.
 
     Batches hold "image" uint8 [B, H, W, 3], "hidden" and "context" bool [B, N] and "mask" [B], 1
@@ -164,11 +164,6 @@ class JEPATask:
             lambda t, p: momentum * t + (1 - momentum) * p, stats["target"], params["encoder"]
         )
         return {**stats, "target": moved}
-
-    def update_mask(self, params: PyTree, step: Array) -> PyTree | None:
-        """Everything trains."""
-        del params, step
-        return None
 
 
 def _token_std(x: Array, valid: Array) -> Array:

@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jaxcomp.models.pointpillars import PointPillars, PointPillarsConfig
 from jaxcomp.ops.voxelise import Pillars, pillars_of
 from jaxcomp.tasks.pointpillars_loss import PointPillarsLossConfig, pointpillars_losses
-from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree
+from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree, Task
 
 
 def pointpillars_config(config: Any, classes: Any) -> PointPillarsConfig:
@@ -41,7 +41,7 @@ def init_variables(model: PointPillars, rng: Array) -> dict[str, PyTree]:
     return dict(jax.jit(functools.partial(model.init, train=True))(rng, pillars))
 
 
-class PointPillarsTask:
+class PointPillarsTask(Task):
     """PointPillars on voxelised sweeps with boxes; batch statistics live in `stats`.
 
     Batches hold the fields of `voxelise.Pillars`, "boxes" [B, M, 7], "labels" [B, M], "valid"
@@ -94,16 +94,6 @@ class PointPillarsTask:
         count = batch["mask"].sum()
         sums = {name: value * count for name, value in losses.items() if name != "total"}
         return sums | {"count": count, "loss": losses["total"] * count}
-
-    def after_update(self, params: PyTree, stats: PyTree, step: Array) -> PyTree:
-        """Nothing moves after the update."""
-        del params, step
-        return stats
-
-    def update_mask(self, params: PyTree, step: Array) -> PyTree | None:
-        """Everything trains."""
-        del params, step
-        return None
 
 
 def _mean(values: Array, mask: Array) -> Array:

@@ -33,7 +33,7 @@ from jaxcomp.models.pointpillars_layers import scatter
 from jaxcomp.ops.voxelise import pillars_of
 from jaxcomp.tasks.pointpillars_loss import PointPillarsLossConfig, pointpillars_losses
 from jaxcomp.tasks.stages import Stage, StageSchedule
-from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree
+from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree, Task
 
 USAGE_DECAY = 0.98
 
@@ -61,7 +61,7 @@ class RqConfig:
     candidates: int = rq.CANDIDATES
 
 
-class ResidualVqTask:
+class ResidualVqTask(Task):
     """Progressive training of the codebooks of `codecs.residual_vq` on a frozen detector.
 
     Batches are those of `tasks.pointpillars.PointPillarsTask`.
