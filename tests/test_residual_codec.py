@@ -1,6 +1,8 @@
 """Residual codes as an object and from the command line: sweeps to bytes, features, boxes."""
 
 import json
+import shutil
+from pathlib import Path
 
 import jax
 import lidar_toy as toy
@@ -37,8 +39,8 @@ def learn(detector, path, seed, where):
         frames = [quantiser.frame(v, (n, n)) for v in vectors]
         tables |= rq_stream.fit_indices(frames, classes)
     model = rq_stream.RqModel(rows, classes, rq_stream.fit_occupancy(frames), tables)
-    meta = {"sizes": [2, 4], "detector": str(where), "detector_digest": detector.digest}
-    rq_files.save_model(path, model, meta)
+    record = rq_files.detector_record(str(where), detector, path)
+    rq_files.save_model(path, model, {"sizes": [2, 4]} | record)
 
 
 @pytest.fixture(scope="module")
@@ -157,6 +159,52 @@ def test_a_detector_that_is_not_the_codebooks_own_is_refused(codec, place, tmp_p
     rq_files.save_rows(tmp_path / "stage.npz", codec.model.rows, {"sizes": [2, 4]})
     with pytest.raises(CheckpointError, match="without tables"):
         jaxcomp.load_residual_codec(tmp_path / "stage.npz")
+
+
+def test_the_detector_is_found_again_from_anywhere(place, codec, tmp_path, monkeypatch):
+    """As it was typed it may be relative; the whole folder may be moved; one of two may be gone."""
+    monkeypatch.chdir(place)
+    detector = codec.detector
+    model = codec.model
+
+    def store(root, typed):
+        (root / "run").mkdir(parents=True)
+        record = rq_files.detector_record(str(typed), detector, root / "run" / "rq.npz")
+        rq_files.save_model(root / "run" / "rq.npz", model, {"sizes": [2, 4]} | record)
+
+    store(tmp_path / "typed", "detector.npz")
+    shutil.copy(place / "detector.npz", tmp_path / "one.npz")
+    (tmp_path / "a").mkdir()
+    shutil.move(tmp_path / "one.npz", tmp_path / "a" / "one.npz")
+    store(tmp_path / "a" / "runs", tmp_path / "a" / "one.npz")
+    monkeypatch.chdir(tmp_path)
+    for folder in ("typed", "a/runs"):
+        assert jaxcomp.load_residual_codec(f"{folder}/run").detector.digest == detector.digest
+    shutil.move(tmp_path / "a", tmp_path / "b")
+    moved = jaxcomp.load_residual_codec("b/runs/run")
+    assert moved.detector.digest == detector.digest
+    # Without any, and with another in its place, the error names file, digest and option.
+    for make in (Path.unlink, lambda file: other_detector(file)):
+        make(tmp_path / "b" / "one.npz")
+        with pytest.raises(CheckpointError) as error:
+            _ = jaxcomp.load_residual_codec("b/runs/run").detector
+        for word in ("b/runs/run", detector.digest[:12], "a/one.npz", "--detector"):
+            assert word in str(error.value)
+    assert "is another, " in str(error.value)
+    assert moved.decompress(codec.compress(toy.sweep()))  # no detector is needed for that
+
+
+def other_detector(file):
+    """Writes a detector that no codebooks were made for."""
+    variables = init_variables(PointPillars(toy.CFG), jax.random.key(7))
+    checkpoint.export_npz(file, variables, {"kind": KIND, "model": toy.SIZES, "classes": CLASSES})
+
+
+def test_the_detector_that_ships_is_known_by_its_digest(tmp_path):
+    shipped = load_lidar_detector()
+    assert rq_files.detector_record("", shipped, tmp_path / "rq.npz")["detector"] == "shipped"
+    gone = rq_files.detector_record(str(tmp_path / "copy.npz"), shipped, tmp_path / "rq.npz")
+    assert rq_files.recorded_detector(gone).digest == shipped.digest
 
 
 # --- command line ---------------------------------------------------------------------------------

@@ -12,7 +12,7 @@ import pytest
 from jaxcomp import checkpoint, main
 from jaxcomp.codecs import rq_stream
 from jaxcomp.config import load_config
-from jaxcomp.errors import ConfigError
+from jaxcomp.errors import CheckpointError, ConfigError
 from jaxcomp.jobs import residual_vq, rq_files, rq_grid
 from jaxcomp.loaders_lidar import KIND, load_lidar_detector
 from jaxcomp.models.pointpillars import PointPillars
@@ -122,13 +122,47 @@ def evaluate(place, workdir, *flags):
                           *flags))  # fmt: skip
 
 
+def rows_of_table(folder):
+    """The table without times, by system."""
+    rows = json.loads((folder / "grid.json").read_text())["rows"]
+    keep = [{k: v for k, v in row.items() if not k.endswith("_ms")} for row in rows]
+    return {row["name"]: row for row in keep}
+
+
 def test_any_point_can_be_measured_again(place, run, tmp_path):
     flags = ("--eval_num_codebooks=2", "--eval_num_embeddings=2")
     assert evaluate(place, tmp_path, f"--rq_ckpt={run}", *flags) == 0
-    (point, _) = json.loads((tmp_path / "grid.json").read_text())["rows"]
-    table = json.loads((run / "grid.json").read_text())["rows"]
-    before = next(row for row in table if row["name"] == "2x2")
-    assert point["bytes"] == before["bytes"]
+    table = rows_of_table(tmp_path)
+    assert list(table) == ["2x2", rq_grid.UNCOMPRESSED]
+    assert table["2x2"] == rows_of_table(run)["2x2"]
+
+
+def test_the_whole_grid_again_is_the_table_of_the_run_with_figures(place, run, tmp_path, capsys):
+    """What contexts save too: what it needs of the training sweeps is in the file."""
+    assert evaluate(place, tmp_path, f"--rq_ckpt={run / 'rq.npz'}") == 0
+    printed = capsys.readouterr().out
+    table, before = rows_of_table(tmp_path), rows_of_table(run)
+    assert table == {name: row for name, row in before.items() if name in table}
+    assert set(table) == {"1x2", "1x4", "2x2", "2x4", rq_grid.UNCOMPRESSED}
+    for row in table.values():
+        if row["system"] == "residual codes":
+            assert row["saved"] == 1 - row["index_bytes"] / row["order_0_bytes"]
+            assert f"{row['saved']:.1%}" in printed
+    for name in ("heat_map.svg", "streams/2x4.jxc"):
+        assert (tmp_path / name).read_bytes() == (run / name).read_bytes()
+    page = (tmp_path / "grid.html").read_text()
+    assert "Use of the codebooks" in page and "index.html" not in page
+
+
+def test_files_of_before_have_no_counts_and_broken_ones_are_told(run, tmp_path):
+    _, model, meta = rq_files.load_rq(run)
+    assert sorted(meta["counts"]) == sorted(model.tables)
+    rq_files.save_model(tmp_path / "old.npz", model, {"sizes": [2, 4]})
+    assert rq_files.load_rq(tmp_path / "old.npz")[2]["counts"] is None
+    for bad in (np.zeros(3, np.int64), np.full(2, -1), np.zeros(2)):
+        rq_files.save_model(tmp_path / "bad.npz", model, {}, counts={(0, 2): bad})
+        with pytest.raises(CheckpointError, match="for 2 rows"):
+            rq_files.load_rq(tmp_path / "bad.npz")
 
 
 def test_a_mixed_point_and_the_file_of_a_stage(place, run, tmp_path):
@@ -185,7 +219,13 @@ def test_codebooks_of_another_detector_are_refused(place, run, tmp_path, capsys)
     checkpoint.export_npz(tmp_path / "other.npz", variables, meta)
     flags = (f"--rq_ckpt={run}", f"--config.detector.path={tmp_path / 'other.npz'}")
     assert evaluate(place, "", *flags) == 1
-    assert "other frozen weights" in capsys.readouterr().err
+    error = capsys.readouterr().err
+    # Both are named: what is there by its digest, what is wanted by its place too.
+    digests = [
+        load_lidar_detector(f).digest[:12] for f in (place / "detector.npz", tmp_path / "other.npz")
+    ]
+    assert f"other frozen weights ({digests[0]}, now {digests[1]})" in error
+    assert repr(str(place / "detector.npz")) in error
 
 
 def test_points_of_the_config():

@@ -16,7 +16,7 @@ from jaxcomp.jobs import rq_grid
 from jaxcomp.jobs.job import Job
 from jaxcomp.jobs.pointpillars import lidar_data
 from jaxcomp.jobs.rq_codec import with_encoder
-from jaxcomp.jobs.rq_files import RQ_FILE, load_rq, save_model, save_rows
+from jaxcomp.jobs.rq_files import RQ_FILE, detector_record, load_rq, save_model, save_rows
 from jaxcomp.jobs.rq_page import Pictures, write_page
 from jaxcomp.loaders_lidar import LidarDetector, load_lidar_detector
 from jaxcomp.log import LOG
@@ -106,7 +106,7 @@ def _write_epoch(
         "trained": plan.trained(index),
         "sizes": list(plan.sizes),
         "val": dict(summary.val),
-        "detector_digest": detector.digest,
+        **detector_record(config.detector.path, detector, folder / name),
     }
     encoder = summary.state.params.get("encoder")
     save = functools.partial(save_rows, rows=rows, meta=meta, encoder=encoder)
@@ -153,8 +153,9 @@ def _evaluate(
     model, counts = rq_grid.learn_model(
         quantiser, records["train"], plan.sizes, config.evaluation.table_frames
     )
-    meta = _record(config, original, plan.sizes)
-    save_model(workdir / RQ_FILE, model, meta, last["encoder"])
+    meta = {"sizes": list(plan.sizes), "seed": config.seed}
+    meta |= detector_record(config.detector.path, original, workdir / RQ_FILE)
+    save_model(workdir / RQ_FILE, model, meta, last["encoder"], counts)
     held_out = records["validation"]
     pictures = Pictures(detector.cfg, held_out, config.evaluation.pictures)
     points = asked_points(config, model.rows.shape, plan.sizes)
@@ -189,15 +190,6 @@ def _evaluate(
     }
 
 
-def _record(config: Any, detector: LidarDetector, sizes: Sequence[int]) -> dict[str, Any]:
-    return {
-        "sizes": list(sizes),
-        "detector": config.detector.path or "shipped",
-        "detector_digest": detector.digest,
-        "seed": config.seed,
-    }
-
-
 def asked_points(config: Any, shape: tuple[int, ...], sizes: Sequence[int]) -> list[Point]:
     """What `config.evaluation` asks for: one point, mixed or not, or the whole grid.
 
@@ -223,7 +215,7 @@ def evaluate_checkpoint(config: Any, rq_ckpt: str, workdir: str = "") -> list[di
     Args:
       config: data, detector, and in `evaluation` the point (or the whole grid).
       rq_ckpt: `rq.npz`, a file of a stage, or a run directory.
-      workdir: gets the table; empty: it is printed only.
+      workdir: gets table, page, streams and results; empty: the table is printed only.
 
     Returns:
       The table.
@@ -242,23 +234,30 @@ def evaluate_checkpoint(config: Any, rq_ckpt: str, workdir: str = "") -> list[di
     detector = frozen_detector(config)
     if meta.get("detector_digest") not in (None, detector.digest):
         raise CheckpointError(
-            f"{rq_ckpt!r} was trained with other frozen weights; give the detector it had as "
-            "--config.detector.path"
+            f"{rq_ckpt!r} was trained with other frozen weights ({meta['detector_digest'][:12]}, "
+            f"now {detector.digest[:12]}); give the detector it had, "
+            f"{meta.get('detector', 'unknown')!r}, as --config.detector.path"
         )
     detector = with_encoder(detector, meta["encoder"])
     _, records, _ = lidar_data(config, detector.cfg)
-    quantiser = rq_grid.Quantiser(detector, rows)
+    quantiser, counts = rq_grid.Quantiser(detector, rows), meta["counts"]
     if model is None or any((k, n) not in model.tables for p in points for k, n in enumerate(p)):
         LOG.info("%s has no tables for the points asked for; learning them.", rq_ckpt)
         wanted = sorted({n for point in points for n in point})
-        model, _ = rq_grid.learn_model(
+        model, counts = rq_grid.learn_model(
             quantiser, records["train"], wanted, config.evaluation.table_frames
         )
+    if counts is None:
+        LOG.info("%s does not tell how often rows were chosen; nothing is 'saved'.", rq_ckpt)
+    held_out = records["validation"]
+    pictures = Pictures(detector.cfg, held_out, config.evaluation.pictures if workdir else 0)
     table, _ = rq_grid.measure(
-        quantiser, model, records["validation"], points, anchors=config.evaluation.anchors
-    )
+        quantiser, model, held_out, points, counts=counts, anchors=config.evaluation.anchors,
+        folder=Path(workdir) / "streams" if workdir else None, keep=pictures.keep,
+    )  # fmt: skip
     if workdir:
         rq_grid.write_table(Path(workdir), table)
+        write_page(Path(workdir), table, counts, pictures)
     print(rq_grid.markdown(table), end="")
     return table
 

@@ -18,10 +18,9 @@ import numpy as np
 from jaxcomp.codecs import residual_vq, rq_stream
 from jaxcomp.codecs.rq_stream import Frame, Point, RqModel
 from jaxcomp.errors import BitstreamError, CheckpointError, NonFiniteError, ShapeError
-from jaxcomp.jobs.rq_files import load_rq
+from jaxcomp.jobs.rq_files import load_rq, recorded_detector
 from jaxcomp.loaders_lidar import LidarDetector, load_lidar_detector
 
-SHIPPED = "shipped"
 _BUCKET = 1024  # pillars of a canvas are padded to a multiple, so that few sizes are compiled
 
 
@@ -97,7 +96,7 @@ class ResidualCodec:
     ):
         """Wraps codebooks; use `load_residual_codec` to read them."""
         self.model, self.where = model, where
-        self.meta = {k: v for k, v in meta.items() if k != "encoder"}
+        self.meta = {k: v for k, v in meta.items() if k not in ("encoder", "counts")}
         self.digest = str(meta.get("digest") or f"{model.digest:016x}")
         self._encoder, self._given = meta.get("encoder"), detector
 
@@ -108,12 +107,12 @@ class ResidualCodec:
         Raises:
           CheckpointError: it cannot be read, or is not the one that the codebooks were made for.
         """
+        if not self._given:
+            return with_encoder(recorded_detector(self.meta, self.where), self._encoder)
         detector = self._given
         if not isinstance(detector, LidarDetector):
-            named = self.meta.get("detector", SHIPPED)
-            path = detector or (None if named == SHIPPED else named)
             try:
-                detector = load_lidar_detector(path)
+                detector = load_lidar_detector(detector)
             except CheckpointError as error:
                 raise CheckpointError(
                     f"{error}; give the detector of {self.where!r} (detector=, --detector)"
@@ -122,7 +121,8 @@ class ResidualCodec:
         if wanted not in (None, detector.digest):
             raise CheckpointError(
                 f"{self.where!r} was trained with the detector {wanted[:12]}, this one is "
-                f"{detector.digest[:12]}; give that one (detector=, --detector)"
+                f"{detector.digest[:12]}; give that one (detector=, --detector), it was "
+                f"{self.meta.get('detector')!r}"
             )
         return with_encoder(detector, self._encoder)
 

@@ -13,6 +13,7 @@ import numpy as np
 from jaxcomp.codecs.residual_vq import usage_report
 from jaxcomp.data.lidar_records import LidarRecords
 from jaxcomp.evaluate.birds_eye import bev_entry
+from jaxcomp.jobs.rq_files import Counts
 from jaxcomp.models.pointpillars import PointPillarsConfig
 from jaxcomp.report import curves, html, pictures, plots
 from jaxcomp.report.curves import Curve, Look, Point, curve_chart
@@ -73,18 +74,26 @@ def _shown(entry: Mapping[str, np.ndarray], prefix: str) -> pictures.Found:
 def write_page(
     workdir: Path,
     table: Sequence[Row],
-    counts: Mapping[tuple[int, int], np.ndarray],
+    counts: Counts | None,
     kept: Pictures,
-    plan: StageSchedule,
+    plan: StageSchedule | None = None,
 ) -> None:
-    """Writes the page and its figures (`accuracy_bytes.svg`, `heat_map.svg`)."""
+    """Writes the page and its figures (`accuracy_bytes.svg`, `heat_map.svg`).
+
+    Args:
+      workdir: of the run.
+      table: of `rq_grid.measure`.
+      counts: of the training sweeps, or None if they are not known.
+      kept: sweeps with boxes.
+      plan: the stages of the run; None if nothing was trained in it.
+    """
     accuracy, heat = accuracy_chart(table), heat_map(table)
     atomic_write(workdir / "accuracy_bytes.svg", accuracy.file())
     if heat:
         atomic_write(workdir / "heat_map.svg", _alone(heat))
     draco = any("draco" in row["name"] for row in table)
     sections = [
-        '<p><a href="index.html">The run</a></p>',
+        '<p><a href="index.html">The run</a></p>' if plan else "",
         html.section(
             "Accuracy against bytes", curves.legend(accuracy.legend) + accuracy.svg(),
             "Real bytes of whole files a sweep, mean over the held-out sweeps; the dotted line is "
@@ -92,11 +101,11 @@ def write_page(
         ),
         html.section("Every point", heat, "3-D AP, and bytes a sweep below it."),
         html.section(
-            "Use of the codebooks", _usage(counts, plan),
+            "Use of the codebooks", _usage(counts) if counts else "",
             "Over the training sweeps; a row is dead if it is chosen less than 1 % as often as "
             "the mean.",
         ),
-        html.section("Training, stage by stage", _stages(workdir, plan)),
+        html.section("Training, stage by stage", _stages(workdir, plan) if plan else ""),
         html.section("Sweeps from above", kept.panels(_three(table))),
         html.section(
             "Table", _table(table),
@@ -193,12 +202,12 @@ def _alone(svg: str) -> str:
                        'font-size="11" ', 1) + "\n"  # fmt: skip
 
 
-def _usage(counts: Mapping[tuple[int, int], np.ndarray], plan: StageSchedule) -> str:
+def _usage(counts: Counts) -> str:
     """Perplexity by codebook, a line for each size, and a table with dead shares."""
     series, rows = [], []
-    for n in plan.sizes:
-        line = []
-        for k in range(plan.codebooks):
+    for n in sorted({n for _, n in counts}):
+        line, books = [], sorted(k for k, m in counts if m == n)
+        for k in books:
             report = {
                 key: float(v) for key, v in usage_report(jnp.asarray(counts[k, n]), n).items()
             }
@@ -207,7 +216,7 @@ def _usage(counts: Mapping[tuple[int, int], np.ndarray], plan: StageSchedule) ->
                 [f"{k}, {n} rows", f"{report['perplexity']:.1f}",
                  f"{report['used']:.1%}", f"{report['dead']:.1%}"]
             )  # fmt: skip
-        series.append((f"{n} rows", list(range(plan.codebooks)), line))
+        series.append((f"{n} rows", books, line))
     chart = plots.line_chart(
         series, x_label="codebook", y_label="perplexity", log_y=True,
         alt="perplexity of every codebook by its number of rows",
