@@ -33,7 +33,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 import types
 from collections.abc import Callable
 from typing import Any
@@ -311,12 +310,7 @@ def first_call() -> list[dict]:
 
 def seconds(run: Callable[[], Any]) -> float:
     """How long one call takes: the best of two."""
-    best = float("inf")
-    for _ in range(2):
-        start = time.perf_counter()
-        run()
-        best = min(best, time.perf_counter() - start)
-    return best
+    return min(common.seconds(run) for _ in range(2))
 
 
 def _laplace(scale: float, reach: int) -> np.ndarray:

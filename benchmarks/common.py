@@ -8,6 +8,7 @@ import os
 import platform
 import statistics
 import tempfile
+import time
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -98,6 +99,24 @@ def interleave(runs: Sequence[Callable[[], float]], repeats: int) -> list[float]
     """
     values = [[run() for run in runs] for _ in range(repeats)]
     return [statistics.median(column) for column in zip(*values, strict=True)]
+
+
+def seconds(call: Callable[[], object]) -> float:
+    """How long a call takes."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def warm_seconds(call: Callable[[], object]) -> float:
+    """How long the second of two calls takes."""
+    call()  # untimed: the threads of the one that ran before wait actively for a while
+    return seconds(call)
+
+
+def median_seconds(call: Callable[[], object], repeats: int) -> float:
+    """The median over calls in a row."""
+    return statistics.median(seconds(call) for _ in range(repeats))
 
 
 def _text(value: Any) -> str:

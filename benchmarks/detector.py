@@ -47,7 +47,10 @@ def _measure(repeats: int) -> list[dict[str, Any]]:
     theirs, difference = _theirs(ours)
     records.append(common.record("largest difference", difference, "of the range", goal=LIMIT))
     times = common.interleave(
-        [functools.partial(_seconds, f) for f in (*ours["runs"].values(), *theirs.values())],
+        [
+            functools.partial(common.warm_seconds, f)
+            for f in (*ours["runs"].values(), *theirs.values())
+        ],
         repeats,
     )
     own = dict(zip(ours["runs"], times, strict=False))
@@ -61,13 +64,6 @@ def _measure(repeats: int) -> list[dict[str, Any]]:
             )
         )  # fmt: skip
     return records
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    run()  # untimed: the threads of the one that ran before wait actively for a while
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def _peak_gib() -> float:

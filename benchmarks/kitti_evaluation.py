@@ -14,8 +14,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -41,8 +39,10 @@ def main() -> None:
     pairs = [draw(rng, f"{i:06}") for i in range(args.frames)]
     truth, found = [a for a, _ in pairs], [b for _, b in pairs]
     evaluate(truth[:10], found[:10])  # compiles
-    plain = median(lambda: evaluate(truth, found), args.repeats)
-    drawn = median(lambda: evaluate(truth, found, bootstrap=args.bootstrap), args.repeats)
+    plain = common.median_seconds(lambda: evaluate(truth, found), args.repeats)
+    drawn = common.median_seconds(
+        lambda: evaluate(truth, found, bootstrap=args.bootstrap), args.repeats
+    )
     files = median_of_command(truth, found, args.repeats)
     name = f"{args.frames} frames"
     common.finish(
@@ -55,16 +55,6 @@ def main() -> None:
     )
 
 
-def median(call: Callable[[], object], repeats: int) -> float:
-    """Seconds of a call."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
-
-
 def median_of_command(truth: list[KittiFrame], found: list[KittiFrame], repeats: int) -> float:
     """Seconds of the whole command, a new process each time."""
     with tempfile.TemporaryDirectory() as folder:
@@ -74,7 +64,7 @@ def median_of_command(truth: list[KittiFrame], found: list[KittiFrame], repeats:
         command = [sys.executable, "-m", "jaxcomp", "kitti-eval"]
         command += ["--labels", str(labels), "--results", str(results)]
         options = {"cwd": sys.path[0], "check": True, "stdout": subprocess.DEVNULL}
-        return median(lambda: subprocess.run(command, **options), repeats)
+        return common.median_seconds(lambda: subprocess.run(command, **options), repeats)
 
 
 def draw(rng: np.random.Generator, name: str) -> tuple[KittiFrame, KittiFrame]:

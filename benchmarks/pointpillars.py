@@ -14,7 +14,6 @@ from __future__ import annotations
 import functools
 import os
 import sys
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -44,7 +43,7 @@ def _measure(args: Any) -> list[dict[str, Any]]:
     theirs, difference = _theirs(args.threads, ours)
     runs = {**ours["runs"], **{f"PyTorch {k}": v for k, v in theirs.items()}}
     times = common.interleave(
-        [functools.partial(_seconds, run) for run in runs.values()], args.repeats
+        [functools.partial(common.warm_seconds, run) for run in runs.values()], args.repeats
     )
     found = dict(zip(runs, times, strict=True))
     records = [
@@ -63,13 +62,6 @@ def _measure(args: Any) -> list[dict[str, Any]]:
             )
         )  # fmt: skip
     return records
-
-
-def _seconds(run: Callable[[], Any]) -> float:
-    run()  # untimed: the threads of the one that ran before wait actively for a while
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
 
 
 def _sweep(path: str | None) -> np.ndarray:

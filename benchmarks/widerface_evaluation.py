@@ -14,8 +14,6 @@ from __future__ import annotations
 import os
 import sys
 import tempfile
-import time
-from collections.abc import Callable
 
 import numpy as np
 
@@ -39,14 +37,16 @@ def main() -> None:
     truth = read_widerface_truth(args.ground_truth) if args.ground_truth else draw_truth(rng)
     found = {name: draw(rng, boxes, args.detections) for name, boxes in truth.boxes.items()}
     evaluate_widerface(truth.boxes, dict.fromkeys(truth.boxes, ()), {})  # compiles
-    arrays = median(lambda: evaluate_widerface(truth.boxes, found, truth.subsets), args.repeats)
+    arrays = common.median_seconds(
+        lambda: evaluate_widerface(truth.boxes, found, truth.subsets), args.repeats
+    )
     with tempfile.TemporaryDirectory() as folder:
         write_predictions(folder, found)
 
         def whole() -> None:
             evaluate_widerface(truth.boxes, read_predictions(folder, truth.boxes), truth.subsets)
 
-        files = median(whole, args.repeats)
+        files = common.median_seconds(whole, args.repeats)
     name = f"{len(truth.boxes)} images, {sum(map(len, found.values()))} detections"
     common.finish(
         [
@@ -55,16 +55,6 @@ def main() -> None:
         ],
         args.json,
     )
-
-
-def median(call: Callable[[], object], repeats: int) -> float:
-    """Seconds of a call."""
-    times = []
-    for _ in range(repeats):
-        start = time.perf_counter()
-        call()
-        times.append(time.perf_counter() - start)
-    return float(np.median(times))
 
 
 def draw_truth(rng: np.random.Generator) -> WiderTruth:
