@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from jaxcomp import optim, train
+from jaxcomp.codecs.residual_vq import usage_report
 from jaxcomp.config import base_config, load_config
 from jaxcomp.errors import ConfigError
 from jaxcomp.models.pointpillars import PointPillars
@@ -173,9 +174,17 @@ def test_a_head_that_is_trained_moves_only_by_gradients():
 
 def test_legacy_mode_trains_all_codebooks_together():
     schedule = StageSchedule(3, (4,), 3, 1, 2, joint=True)
-    states, _, _ = run(make_task(schedule), 6)
+    states, metrics, _ = run(make_task(schedule), 6)
     first, last = (rows_of(states[i].params, states[i].stats) for i in (2, 6))
     assert (first != last).any((1, 2)).all()
+    # Every codebook's use is told, and the mean over them.
+    for name in ("perplexity", "used", "dead"):
+        for state, told in zip(states[1:], metrics, strict=True):
+            each = [told[f"{name}/{k}"] for k in range(3)]
+            wanted = [float(usage_report(u, 4)[name]) for u in state.stats["usage"]]
+            np.testing.assert_allclose(each, wanted, rtol=1e-6)
+            np.testing.assert_allclose(told[name], np.mean(wanted), rtol=1e-6)
+    assert len({metrics[-1][f"perplexity/{k}"] for k in range(3)}) == 3
 
 
 # --- config ---------------------------------------------------------------------------------------

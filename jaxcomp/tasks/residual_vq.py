@@ -158,8 +158,7 @@ class ResidualVqTask(Task):
             total,
         )
         terms = self._terms(out, free, det)
-        usage = rq.usage_report(books.usage[stage.codebook], stage.high)
-        metrics = {k: v for k, v in terms.items() if k != "loss"} | usage
+        metrics = {k: v for k, v in terms.items() if k != "loss"} | self._usage(books, stage)
         metrics |= {"revived": revived, "stage_idx": stage.index, "codebook_idx": stage.codebook}
         metrics |= {"embed_size": stage.high, "warmup": stage.warmup, "lr_scale": stage.scale}
         metrics = {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
@@ -169,6 +168,15 @@ class ResidualVqTask(Task):
     def _learning(self, stage: Stage) -> list[Any]:
         """The codebooks that learn."""
         return list(range(self.schedule.codebooks)) if self.schedule.joint else [stage.codebook]
+
+    def _usage(self, books: Codebooks, stage: Stage) -> dict[str, Array]:
+        """Use of the codebook that learns; where all do, of each ("perplexity/0") and the means."""
+        reports = [rq.usage_report(books.usage[k], stage.high) for k in self._learning(stage)]
+        if not self.schedule.joint:
+            return reports[0]
+        mean = jax.tree.map(lambda *values: sum(values) / len(values), *reports)
+        each = {f"{name}/{k}": v for k, one in enumerate(reports) for name, v in one.items()}
+        return mean | each
 
     def _books(self, stats: PyTree, frozen: Array) -> Codebooks:
         return Codebooks(*(stats[k] for k in ("rows", "counts", "sums", "usage")), frozen)
