@@ -28,31 +28,12 @@ example
 TEXT
 }
 
-fail() {
-  printf 'error: %s\n' "$1" >&2
-  printf 'try: %s --help\n' "$0" >&2
-  exit 1
-}
+# shellcheck source=launch/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
 name=jaxcomp image='' accelerator=tpu-v5-lite-podslice topology=4x4 hosts=4 chips=4 workdir='' volume='' xpk=''
-dry_run=0 rest=()
-while (($#)); do
-  case $1 in
-    --name | --image | --accelerator | --topology | --hosts | --chips | --workdir | --volume | --xpk)
-      [[ $# -ge 2 && -n $2 ]] || fail "$1 needs a value"
-      declare "${1#--}=$2"
-      shift 2
-      ;;
-    --*=*)
-      [[ $1 =~ ^--(name|image|accelerator|topology|hosts|chips|workdir|volume|xpk)= ]] || fail "unknown option $1; arguments of jaxcomp.main stand behind --"
-      set -- "${1%%=*}" "${1#*=}" "${@:2}"
-      ;;
-    --dry-run) dry_run=1; shift ;;
-    -h | --help) usage; exit 0 ;;
-    --) shift; rest=("$@"); break ;;
-    *) fail "unknown option $1; arguments of jaxcomp.main stand behind --" ;;
-  esac
-done
+dry_run=0
+read_options 'name|image|accelerator|topology|hosts|chips|workdir|volume|xpk' 'dry-run' '' "$@"
 [[ ${#rest[@]} -gt 0 ]] || fail "give the arguments of jaxcomp.main behind --"
 [[ -n $image ]] || fail "--image is needed: a container with jaxcomp and jax[tpu]"
 [[ -n $workdir ]] || fail "--workdir /shared/... is needed: all hosts must see it"

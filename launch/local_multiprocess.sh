@@ -27,31 +27,11 @@ examples
 TEXT
 }
 
-fail() {
-  printf 'error: %s\n' "$1" >&2
-  printf 'try: %s --help\n' "$0" >&2
-  exit 1
-}
+# shellcheck source=launch/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-processes=2 devices='' gpus='' port='' logs='' dry_run=0 rest=()
-while (($#)); do
-  case $1 in
-    --processes | --devices | --gpus | --port | --logs)
-      [[ $# -ge 2 && -n $2 ]] || fail "$1 needs a value"
-      declare "${1#--}=$2"
-      shift 2
-      ;;
-    --*=*)
-      [[ $1 =~ ^--(processes|devices|gpus|port|logs)= ]] || fail "unknown option $1; arguments of jaxcomp.main stand behind --"
-      set -- "${1%%=*}" "${1#*=}" "${@:2}"
-      ;;
-    --dry-run) dry_run=1; shift ;;
-    -h | --help) usage; exit 0 ;;
-    --) shift; rest=("$@"); break ;;
-    *) fail "unknown option $1; arguments of jaxcomp.main stand behind --" ;;
-  esac
-done
+processes=2 devices='' gpus='' port='' logs='' dry_run=0
+read_options 'processes|devices|gpus|port|logs' 'dry-run' '' "$@"
 IFS=, read -r -a gpu_list <<<"$gpus"
 if [[ -n $gpus ]]; then processes=${#gpu_list[@]}; fi
 [[ $processes =~ ^[1-9][0-9]*$ ]] || fail "--processes $processes: give a number from 1"

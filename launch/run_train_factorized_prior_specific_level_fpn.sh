@@ -31,13 +31,8 @@ examples
 TEXT
 }
 
-fail() {
-  printf 'error: %s\n' "$1" >&2
-  printf 'try: %s --help\n' "$0" >&2
-  exit 1
-}
-
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+# shellcheck source=launch/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 here=$PWD
 level='' config='' detector='' rate_weight='' device='' dry_run=0
 extra=()

@@ -26,31 +26,11 @@ example
 TEXT
 }
 
-fail() {
-  printf 'error: %s\n' "$1" >&2
-  printf 'try: %s --help\n' "$0" >&2
-  exit 1
-}
+# shellcheck source=launch/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
-nodes=1 gpus=1 cpus=8 time=24:00:00 partition='' workdir='' dry_run=0 rest=()
-while (($#)); do
-  case $1 in
-    --nodes | --gpus | --cpus | --time | --partition | --workdir)
-      [[ $# -ge 2 && -n $2 ]] || fail "$1 needs a value"
-      declare "${1#--}=$2"
-      shift 2
-      ;;
-    --*=*)
-      [[ $1 =~ ^--(nodes|gpus|cpus|time|partition|workdir)= ]] || fail "unknown option $1; arguments of jaxcomp.main stand behind --"
-      set -- "${1%%=*}" "${1#*=}" "${@:2}"
-      ;;
-    --dry-run) dry_run=1; shift ;;
-    -h | --help) usage; exit 0 ;;
-    --) shift; rest=("$@"); break ;;
-    *) fail "unknown option $1; arguments of jaxcomp.main stand behind --" ;;
-  esac
-done
+nodes=1 gpus=1 cpus=8 time=24:00:00 partition='' workdir='' dry_run=0
+read_options 'nodes|gpus|cpus|time|partition|workdir' 'dry-run' '' "$@"
 for number in "$nodes" "$gpus" "$cpus"; do
   [[ $number =~ ^[0-9]+$ ]] || fail "$number is not a number"
 done

@@ -37,34 +37,12 @@ examples
 TEXT
 }
 
-fail() {
-  printf 'error: %s\n' "$1" >&2
-  printf 'try: %s --help\n' "$0" >&2
-  exit 1
-}
+# shellcheck source=launch/common.sh
+source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
-root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
 step='' name=jaxcomp type=v5litepod-16 zone=us-west4-a project='' runtime=v2-alpha-tpuv5-lite
-workdir='' nfs='' spot=0 dry_run=0 rest=()
-while (($#)); do
-  case $1 in
-    --name | --type | --zone | --project | --runtime | --workdir | --nfs)
-      [[ $# -ge 2 && -n $2 ]] || fail "$1 needs a value"
-      declare "${1#--}=$2"
-      shift 2
-      ;;
-    --*=*)
-      [[ $1 =~ ^--(name|type|zone|project|runtime|workdir|nfs)= ]] || fail "unknown option $1"
-      set -- "${1%%=*}" "${1#*=}" "${@:2}"
-      ;;
-    --spot) spot=1; shift ;;
-    --dry-run) dry_run=1; shift ;;
-    -h | --help) usage; exit 0 ;;
-    --) shift; rest=("$@"); break ;;
-    -*) fail "unknown option $1" ;;
-    *) [[ -z $step ]] || fail "two steps: $step and $1"; step=$1; shift ;;
-  esac
-done
+workdir='' nfs='' spot=0 dry_run=0
+read_options 'name|type|zone|project|runtime|workdir|nfs' 'spot|dry-run' 'step' "$@"
 
 do_it() {
   if ((dry_run)); then

@@ -1,0 +1,51 @@
+# What the launchers share. Sourced by them after `usage`; not a command of its own.
+# shellcheck shell=bash
+
+# shellcheck disable=SC2034  # for the launchers
+root=$(cd -- "$(dirname -- "${BASH_SOURCE[0]}")/.." && pwd)
+
+fail() {
+  printf 'error: %s\n' "$1" >&2
+  printf 'try: %s --help\n' "$0" >&2
+  exit 1
+}
+
+# read_options VALUES FLAGS BARE ARGUMENTS...
+# sets the variables that the command line names: `--name V` and `--name=V` set `name` for the names
+# in VALUES (as 'name|image'), `--dry-run` sets `dry_run` to 1 for those in FLAGS, one word without
+# dashes sets the variable BARE ('' for none). What stands behind `--` is the array `rest`.
+read_options() {
+  local _values="^($1)$" _flags="^($2)$" _bare=$3 _name _found
+  shift 3
+  rest=()
+  while (($#)); do
+    _name=${1#--} _found=''
+    case $1 in
+      -h | --help) usage; exit 0 ;;
+      --) rest=("${@:2}"); return ;;
+      --*=*)
+        _name=${_name%%=*}
+        if [[ $_name =~ $_values ]]; then set -- "--$_name" "${1#*=}" "${@:2}"; continue; fi
+        ;;
+      --*)
+        if [[ $_name =~ $_flags ]]; then
+          printf -v "${_name//-/_}" 1
+          _found=1
+        elif [[ $_name =~ $_values ]]; then
+          [[ $# -ge 2 && -n $2 ]] || fail "$1 needs a value"
+          printf -v "$_name" %s "$2"
+          _found=2
+        fi
+        ;;
+      [!-]*)
+        if [[ -n $_bare ]]; then
+          [[ -z ${!_bare} ]] || fail "two ${_bare}s: ${!_bare} and $1"
+          printf -v "$_bare" %s "$1"
+          _found=1
+        fi
+        ;;
+    esac
+    [[ -n $_found ]] || fail "unknown option $1; arguments of jaxcomp.main stand behind --"
+    shift "$_found"
+  done
+}
