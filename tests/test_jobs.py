@@ -1,14 +1,17 @@
-"""Configs that no workload can run are refused before anything is written."""
+"""Configs that no workload can run are refused before anything is written; what jobs export."""
 
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 
+from jaxcomp import checkpoint
 from jaxcomp.config import base_config
-from jaxcomp.errors import ConfigError
+from jaxcomp.errors import ConfigError, NonFiniteError
 from jaxcomp.jobs import JOBS, build_job, check_job
+from jaxcomp.jobs.job import export_weights
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -40,3 +43,31 @@ def test_the_check_imports_nothing_heavy():
     code = "import sys, jaxcomp.jobs as j; print({'jax', 'tensorflow_datasets'} & set(sys.modules))"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.stdout == "set()\n", done.stderr
+
+
+VARIABLES = {
+    "params": {"layer": {"kernel": np.array([0.1, 2.0], np.float32)}},
+    "batch_stats": {"layer": {"var": np.array([1e6], np.float32)}},
+}
+
+
+def test_exported_weights_come_back_in_their_dtype_with_their_record(tmp_path):
+    path = tmp_path / "weights.npz"
+    parts = ("params",)
+    export_weights(path, VARIABLES, base_config(), {"kind": "toy"}, {"a": 1}, collections=parts)
+    tree, meta = checkpoint.load_npz(path)
+    assert tree["params"]["layer"]["kernel"].dtype == np.float16
+    assert tree["batch_stats"]["layer"]["var"].dtype == np.float32
+    assert meta["kind"] == "toy" and meta["metrics"] == {"a": 1}
+    assert meta["config"]["seed"] == base_config().seed
+    export_weights(path, VARIABLES, base_config(), {}, {}, dtype=np.float32)
+    tree, _ = checkpoint.load_npz(path)
+    np.testing.assert_array_equal(
+        tree["params"]["layer"]["kernel"], VARIABLES["params"]["layer"]["kernel"]
+    )
+
+
+def test_weights_that_do_not_fit_are_not_exported(tmp_path):
+    with pytest.raises(NonFiniteError, match=r"'batch_stats/layer/var' is not finite in float16"):
+        export_weights(tmp_path / "weights.npz", VARIABLES, base_config(), {}, {})
+    assert not any(tmp_path.iterdir())

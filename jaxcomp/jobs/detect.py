@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,7 @@ import jax
 import numpy as np
 
 from jaxcomp import checkpoint, data
-from jaxcomp import config as config_lib
-from jaxcomp.errors import CheckpointError, NonFiniteError
+from jaxcomp.errors import CheckpointError
 from jaxcomp.evaluate.detection import (
     coco_metrics,
     frames_from_batch,
@@ -26,7 +24,7 @@ from jaxcomp.evaluate.detection import (
 from jaxcomp.evaluate.pictures import draw_detections, keep_pictures
 from jaxcomp.interop.detector_weights import detector_from_torch
 from jaxcomp.interop.torch_weights import read_weights
-from jaxcomp.jobs.job import Job, canvas_of, variables_of, write_arrays
+from jaxcomp.jobs.job import Job, canvas_of, export_weights, variables_of, write_arrays
 from jaxcomp.jobs.kitti_scores import kitti_scores
 from jaxcomp.jobs.weights import WRITERS
 from jaxcomp.loaders import DETECTOR_FILE, Detector, find_file, load_detector
@@ -139,30 +137,19 @@ def _detections(model: FasterRCNN, variables: Any, images: Any, sizes: Any) -> d
     return model.apply(variables, images, sizes)
 
 
-def _export(config: Any, variables: Any, path: Path, metrics: dict[str, Any]) -> None:
-    """Parameters in half precision, statistics in single, with what is needed to use them.
-
-    Raises:
-      NonFiniteError: a parameter does not fit half precision.
-    """
-    half = jax.tree.map(lambda x: np.asarray(x, np.float16), variables["params"])
-    for name, leaf in checkpoint.leaves_by_path(half).items():
-        if not np.isfinite(leaf).all():
-            raise NonFiniteError(f"parameter {name!r} is not finite in half precision")
-    tree = {**variables, "params": half}
+def _export(config: Any, variables: Any, path: Path, metrics: Mapping[str, Any]) -> None:
+    """Parameters in half precision, statistics in single."""
     meta = {
         "kind": "detector",
-        "model": {k: v for k, v in config.model.to_dict().items()},
+        "model": config.model.to_dict(),
         "classes": list(config.classes),
         "height": config.data.height,
         "width": config.data.width,
         **{name: config.data[name] for name in ("resize", "min_side", "max_side")},
         "data": config.data.name,
         "seed": config.seed,
-        "config": json.loads(config_lib.to_json(config)),
-        "metrics": metrics,
     }
-    checkpoint.export_npz(path, tree, meta)
+    export_weights(path, variables, config, meta, metrics, collections=("params",))
 
 
 def _evaluate(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 import math
 import time
 from collections.abc import Callable, Mapping
@@ -16,15 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomp import checkpoint
-from jaxcomp import config as config_lib
 from jaxcomp.data.face_records import FaceRecords, face_records, splits_of
-from jaxcomp.errors import CheckpointError, NonFiniteError
+from jaxcomp.errors import CheckpointError
 from jaxcomp.interop.featherface_weights import mobilenet_from_torch, with_body
 from jaxcomp.interop.torch_weights import read_weights
 from jaxcomp.jobs import face_counts
 from jaxcomp.jobs.face_monitor import StopRule, TrainingMonitor
 from jaxcomp.jobs.face_scores import evaluate_faces, save_pictures
-from jaxcomp.jobs.job import Job, canvas_of, variables_of, write_arrays
+from jaxcomp.jobs.job import Job, canvas_of, export_weights, variables_of, write_arrays
 from jaxcomp.loaders import find_file
 from jaxcomp.loaders_face import FACE_FILE, FACE_KIND, LoadedFaceDetector, load_face_detector
 from jaxcomp.log import LOG
@@ -183,25 +181,15 @@ class _Watcher:
 
 
 def _export(config: Any, variables: Any, path: Path, metrics: Mapping[str, Any]) -> None:
-    """The weights in single precision, with what is needed to use them.
-
-    Raises:
-      NonFiniteError: a parameter is not finite.
-    """
-    own = jax.tree.map(lambda x: np.asarray(x, np.float32), variables)
-    for name, leaf in checkpoint.leaves_by_path(own).items():
-        if not np.isfinite(leaf).all():
-            raise NonFiniteError(f"parameter {name!r} is not finite")
+    """The weights in single precision."""
     meta = {
         "kind": FACE_KIND,
         "model": dataclasses.asdict(face_model_config(config.model)),
         "variant": config.model.name,
         "data": config.data.name,
         "seed": config.seed,
-        "config": json.loads(config_lib.to_json(config)),
-        "metrics": dict(metrics),
     }
-    checkpoint.export_npz(path, own, meta)
+    export_weights(path, variables, config, meta, metrics, dtype=np.float32)
 
 
 def _evaluate(

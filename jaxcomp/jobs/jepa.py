@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomp import checkpoint, complexity
-from jaxcomp import config as config_lib
 from jaxcomp.data.pictures import Pictures, fitted, load_pictures, mask_sampler, picture_splits
-from jaxcomp.errors import NonFiniteError
 from jaxcomp.evaluate.mask_pictures import mask_picture
 from jaxcomp.evaluate.probe import flat_scores, probe_features
 from jaxcomp.interop.hjepa_weights import abstract_variables
-from jaxcomp.jobs.job import Job, variables_of, write_arrays
+from jaxcomp.jobs.job import Job, export_weights, variables_of, write_arrays
 from jaxcomp.loaders.files import find_file
 from jaxcomp.loaders.hjepa import HJEPA_FILE, KIND, load_hjepa
 from jaxcomp.log import LOG
@@ -160,7 +157,8 @@ def _evaluate(
     """Probes of the *exported* weights, of the same network untrained, and of pixels."""
     path, cfg = workdir / HJEPA_FILE, hjepa_config(config)
     if not path.exists():
-        _export(config, variables_of(result.state.params, result.state.stats), path, {})
+        variables = variables_of(result.state.params, result.state.stats)
+        export_weights(path, variables, config, {"kind": KIND}, {})
     model = load_hjepa(path)
     _draw_masks(config, sets["validation"], workdir / MASKS_FILE)
     metrics: dict[str, Any] = {"levels": cfg.num_hierarchies}
@@ -179,7 +177,7 @@ def _evaluate(
         metrics |= flat_scores({"pixels": pixels})
         features["labels"] = sets["validation"].labels[:limit]
         write_arrays(workdir / "features.npz", features)
-        _export(config, model.variables, path, flat_scores(trained))
+        export_weights(path, model.variables, config, {"kind": KIND}, flat_scores(trained))
     else:
         LOG.info("The pictures have no labels: no probes.")
     last = result.history[-1]["val"] if result.history else {}
@@ -199,7 +197,8 @@ def _export_epoch(config: Any, summary: EpochSummary) -> None:
     features, so the file holds the last state and not the one of the lowest loss.
     """
     variables = variables_of(summary.state.params, summary.state.stats)
-    _export(config, variables, summary.workdir / HJEPA_FILE, {"epoch": summary.epoch})
+    path = summary.workdir / HJEPA_FILE
+    export_weights(path, variables, config, {"kind": KIND}, {"epoch": summary.epoch})
 
 
 def _draw_masks(config: Any, pictures: Pictures, path: Path) -> None:
@@ -211,21 +210,6 @@ def _draw_masks(config: Any, pictures: Pictures, path: Path) -> None:
     images = np.stack([fitted(pictures.load(i), *size) for i in range(count)])
     masks = sampler.of_rows(config.data.seed, np.arange(count))
     atomic_write(path, mask_picture(images, masks["hidden"], masks["context"], sampler.grid))
-
-
-def _export(config: Any, variables: PyTree, path: Path, metrics: Mapping[str, Any]) -> None:
-    """Weights in half precision, with what is needed to use them.
-
-    Raises:
-      NonFiniteError: a weight does not fit half precision.
-    """
-    with np.errstate(over="ignore"):
-        half = jax.tree.map(lambda x: np.asarray(x, np.float16), dict(variables))
-    for name, leaf in checkpoint.leaves_by_path(half).items():
-        if not np.isfinite(leaf).all():
-            raise NonFiniteError(f"weight {name!r} is not finite in half precision")
-    whole = json.loads(config_lib.to_json(config))
-    checkpoint.export_npz(path, half, {"kind": KIND, "config": whole, "metrics": dict(metrics)})
 
 
 def describe(config: Any) -> dict[str, Any]:

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import dataclasses
 import io
-from collections.abc import Callable, Mapping, Sequence
+import json
+from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 
+from jaxcomp import checkpoint
+from jaxcomp import config as config_lib
+from jaxcomp.errors import NonFiniteError
 from jaxcomp.train import FitResult, Stop
 from jaxcomp.types import DataSplits, PyTree, Task
 from jaxcomp.workdir import atomic_write
@@ -46,6 +51,42 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
     buffer = io.BytesIO()
     np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
     atomic_write(path, buffer.getvalue())
+
+
+def export_weights(
+    path: Path,
+    variables: PyTree,
+    config: Any,
+    meta: Mapping[str, Any],
+    metrics: Mapping[str, Any],
+    *,
+    dtype: Any = np.float16,
+    collections: Collection[str] | None = None,
+) -> None:
+    """Writes the weights of a run as one `.npz`, with what is needed to use them.
+
+    Args:
+      path: the file.
+      variables: {"params": ..., ...}.
+      config: of the run; it becomes a part of the record.
+      meta: what else the reader of the file needs to know, first its "kind".
+      metrics: what was measured with these weights.
+      dtype: of the written numbers.
+      collections: the keys of `variables` that are written in this dtype, the others stay as they
+        are; None: all of them.
+
+    Raises:
+      NonFiniteError: a weight does not fit the dtype.
+      CheckpointError: the place cannot be written.
+    """
+    names = variables if collections is None else collections
+    with np.errstate(over="ignore"):
+        cast = {k: jax.tree.map(lambda x: np.asarray(x, dtype), variables[k]) for k in names}
+    for name, leaf in checkpoint.leaves_by_path(cast).items():
+        if not np.isfinite(leaf).all():
+            raise NonFiniteError(f"weight {name!r} is not finite in {np.dtype(dtype).name}")
+    whole = {"config": json.loads(config_lib.to_json(config)), "metrics": dict(metrics)}
+    checkpoint.export_npz(path, {**variables, **cast}, {**meta, **whole})
 
 
 def variables_of(params: PyTree, stats: PyTree) -> dict[str, PyTree]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-import json
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -14,15 +13,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomp import checkpoint, complexity
-from jaxcomp import config as config_lib
 from jaxcomp.data.lidar import lidar_splits
 from jaxcomp.data.lidar_augment import LidarAugmentation
 from jaxcomp.data.lidar_records import LidarRecords
 from jaxcomp.data.lidar_sets import fingerprint, lidar_frames
-from jaxcomp.errors import CheckpointError, NonFiniteError
+from jaxcomp.errors import CheckpointError
 from jaxcomp.evaluate.birds_eye import bev_entry
 from jaxcomp.interop.pointpillars_weights import abstract_variables
-from jaxcomp.jobs.job import Job, variables_of, write_arrays
+from jaxcomp.jobs.job import Job, export_weights, variables_of, write_arrays
 from jaxcomp.jobs.lidar_scores import LidarScores, flat_scores
 from jaxcomp.loaders import find_file
 from jaxcomp.loaders_lidar import KIND, LIDAR_DETECTOR_FILE, LidarDetector, load_lidar_detector
@@ -134,25 +132,15 @@ def initial_variables(path: str, cfg: PointPillarsConfig) -> dict[str, Any] | No
 
 
 def _export(config: Any, variables: Any, path: Path, metrics: Mapping[str, Any]) -> None:
-    """Parameters in half precision, statistics in single, with what is needed to use them.
-
-    Raises:
-      NonFiniteError: a parameter does not fit half precision.
-    """
-    half = jax.tree.map(lambda x: np.asarray(x, np.float16), variables["params"])
-    for name, leaf in checkpoint.leaves_by_path(half).items():
-        if not np.isfinite(leaf).all():
-            raise NonFiniteError(f"parameter {name!r} is not finite in half precision")
+    """Parameters in half precision, statistics in single."""
     meta = {
         "kind": KIND,
         "model": config.model.to_dict(),
         "classes": list(config.classes),
         "data": config.data.name,
         "seed": config.seed,
-        "config": json.loads(config_lib.to_json(config)),
-        "metrics": metrics,
     }
-    checkpoint.export_npz(path, {**variables, "params": half}, meta)
+    export_weights(path, variables, config, meta, metrics, collections=("params",))
 
 
 def _evaluate(
