@@ -15,15 +15,11 @@ step number jumps to the next one. Schedules that the optimiser counts itself do
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import math
 import os
 import signal
-import statistics
-import threading
 import time
-from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,9 +31,14 @@ import optax
 from jaxcomp import log, optim, processes, sharding
 from jaxcomp.checkpoint import Checkpointer, leaf_paths, tree_digest
 from jaxcomp.errors import CheckpointError, DataError, NonFiniteError
-from jaxcomp.feed import Feeder, prefetched
+from jaxcomp.feed import Feeder
 from jaxcomp.progress import EpochSummary, FitResult, Interrupted, Progress
 from jaxcomp.step import create_state, make_train_step
+from jaxcomp.train.decisions import decide
+from jaxcomp.train.in_flight import InFlight
+from jaxcomp.train.signals import Signals
+from jaxcomp.train.times import Times
+from jaxcomp.train.validation import Validator, evaluate_loss
 from jaxcomp.types import DataSplits, PyTree, Task, TrainState
 
 __all__ = [
@@ -45,106 +46,15 @@ __all__ = [
     "FitResult",
     "Interrupted",
     "create_state",
+    "evaluate_loss",
     "fit",
     "make_train_step",
 ]
 
 LOG = log.LOG
 Stop = Callable[[Sequence[Mapping[str, Any]]], bool]  # records of all epochs -> whether to end
-LAG = 1  # steps in flight: metrics are read when the next step is already queued
 MAX_SKIPPED = 50  # non-finite batches in a row before "skip" gives up as well
 INIT_STREAM = 2**32 - 1  # folded into the seed for `Task.init`; steps never reach it
-
-
-class _Signals:
-    """Notes SIGINT and SIGTERM; a second one acts as it would have without this."""
-
-    def __init__(self) -> None:
-        self.signum = 0
-        self._old: dict[int, Any] = {}
-
-    def _note(self, signum: int, frame: Any) -> None:
-        self.signum = signum
-        LOG.warning("%s: saving after this step.", signal.Signals(signum).name)
-        self._restore()
-
-    def _restore(self) -> None:
-        for signum, handler in self._old.items():
-            signal.signal(signum, handler)
-        self._old = {}
-
-    def poll(self, step: int) -> None:
-        """Notes a SIGTERM that any of several processes got, at the same step in all of them."""
-        if not self.signum and processes.preempted(step):
-            self.signum = signal.SIGTERM
-            LOG.warning("A process is to stop: saving after this step.")
-
-    def __enter__(self) -> _Signals:
-        # Of several processes, the coordination service listens to SIGTERM.
-        alone = processes.count() == 1
-        if alone and threading.current_thread() is threading.main_thread():
-            for signum in (signal.SIGINT, signal.SIGTERM):
-                self._old[signum] = signal.signal(signum, self._note)
-        return self
-
-    def __exit__(self, *exc: object) -> None:
-        self._restore()
-
-
-def _host(metrics: Mapping[str, Any]) -> dict[str, float]:
-    """Device metrics as flat Python floats; waits for the step that computes them."""
-    flat = log.flatten_metrics(jax.device_get(metrics))
-    return {k: float(np.asarray(v)) for k, v in flat.items()}
-
-
-def evaluate_loss(
-    task: Task, state: TrainState, frozen: PyTree, data: DataSplits, mesh: jax.sharding.Mesh
-) -> dict[str, float]:
-    """Validation averages over all real rows.
-
-    Args:
-      task: the workload.
-      state: the state to judge.
-      frozen: its frozen parameters.
-      data: the splits; `validation` is read once.
-      mesh: where the state lives.
-
-    Returns:
-      Each sum of `task.eval_loss` divided by the total "count".
-
-    Raises:
-      DataError: there is no validation row.
-    """
-    return _Validator(task, data, mesh)(state, frozen)
-
-
-class _Validator:
-    """Holds the compiled evaluation step, so that it is compiled once."""
-
-    def __init__(self, task: Task, data: DataSplits, mesh: jax.sharding.Mesh):
-        self._step = jax.jit(task.eval_loss, out_shardings=sharding.replicated(mesh))
-        self._data = data
-        self._mesh = mesh
-
-    def __call__(self, state: TrainState, frozen: PyTree) -> dict[str, float]:
-        sums: dict[str, float] = {}
-        pending: deque[Mapping[str, Any]] = deque()
-
-        def collect(most: int) -> None:
-            while len(pending) > most:
-                for name, value in _host(pending.popleft()).items():
-                    sums[name] = sums.get(name, 0.0) + value
-
-        batches = prefetched(self._data.validation(), lambda b: sharding.put_batch(self._mesh, b))
-        with contextlib.closing(batches):
-            for batch in batches:
-                pending.append(self._step(state.params, state.stats, frozen, batch))
-                collect(LAG)
-        collect(0)
-        count = sums.pop("count", 0.0)
-        if not count:
-            raise DataError("The validation split has no row; check config.data.val_size.")
-        return {name: value / count for name, value in sums.items()}
 
 
 def fit(
@@ -296,13 +206,10 @@ class _Run:
             skip_nonfinite=training.on_nonfinite == "skip",
             mesh=mesh,
         )
-        self.validate = _Validator(task, data, mesh)
+        self.validate = Validator(task, data, mesh)
         self.seed = jax.device_put(np.uint32(config.seed), sharding.replicated(mesh))
         self.saved_step = progress.step if saver.steps() else -1
-        self.began = time.perf_counter() - progress.seconds
-        self.step_times: list[float] = []
-        self.train_seconds = self.wait_seconds = 0.0
-        self.collected_at: float | None = None
+        self.times = Times(progress.seconds)
 
     def go(self, iterator: Any) -> FitResult:
         """Runs to the end and returns the best state."""
@@ -315,7 +222,7 @@ class _Run:
             config=config.to_dict(),
             primary=processes.is_primary(),
         )
-        with self.out, _Signals() as self.signals:
+        with self.out, Signals() as self.signals:
             if progress.step == 0:
                 LOG.info("Parameters:\n%s", log.parameter_overview(self.state.params))
             else:
@@ -329,42 +236,31 @@ class _Run:
             return self._result()
 
     def _train_epoch(self, feeder: Feeder) -> None:
-        """Dispatches the steps of the epoch that are left; metrics are read `LAG` steps later."""
+        """Dispatches the steps of the epoch that are left; metrics are read a step later."""
         progress, every = self.progress, self.config.checkpoint.every_steps
-        pending: deque[Mapping[str, Any]] = deque()
-        self.collected_at = None
-        began, steps = time.perf_counter(), self.data.steps_per_epoch
-
-        def collect(most: int) -> None:
-            while len(pending) > most:
-                self._collect(_host(pending.popleft()))
-
-        for done in range(progress.batch + 1, steps + 1):
-            asked = time.perf_counter()
-            batch = feeder.next()
-            self.wait_seconds += time.perf_counter() - asked
-            self.state, metrics = self.step(self.state, self.frozen, batch, self.seed)
-            pending.append(metrics)
-            collect(LAG)
-            reached = progress.step + len(pending)
-            self.signals.poll(reached)
-            due = (every and reached % every == 0) or self.signals.signum
-            if due and done < steps:  # the last batch is saved with the validation that follows
-                collect(0)
-                progress.data = feeder.state
-                self._save()
-                self._stop_if_asked()
-                self.collected_at = None
-        collect(0)
-        progress.data = feeder.state if feeder.state is not None else progress.data
-        self.train_seconds += time.perf_counter() - began
+        steps, in_flight = self.data.steps_per_epoch, InFlight(self._collect)
+        with self.times.training():
+            for done in range(progress.batch + 1, steps + 1):
+                with self.times.waiting():
+                    batch = feeder.next()
+                self.state, metrics = self.step(self.state, self.frozen, batch, self.seed)
+                in_flight.add(metrics)
+                reached = progress.step + len(in_flight)
+                self.signals.poll(reached)
+                due = (every and reached % every == 0) or self.signals.signum
+                if due and done < steps:  # the last batch is saved with the validation that follows
+                    in_flight.drain()
+                    progress.data = feeder.state
+                    self._save()
+                    self._stop_if_asked()
+                    self.times.pause()
+            in_flight.drain()
+            progress.data = feeder.state if feeder.state is not None else progress.data
 
     def _collect(self, metrics: dict[str, float]) -> None:
         """Counts one finished step, checks it and tells about it."""
-        progress, now = self.progress, time.perf_counter()
-        if self.collected_at is not None:
-            self.step_times.append(now - self.collected_at)
-        self.collected_at = now
+        progress = self.progress
+        self.times.collected()
         progress.step += 1
         progress.batch += 1
         if metrics["finite"]:
@@ -419,7 +315,10 @@ class _Run:
         train, lr = progress.averages(), progress.lr
         progress.epoch += 1
         progress.batch, progress.sums = 0, {}
-        best, stage_end = self._decide(val["loss"])
+        best, stage_end, new_lr = decide(progress, config.training, val["loss"], self._stage_end())
+        if new_lr is not None:
+            opt = optim.set_learning_rate(self.state.opt, new_lr)
+            self.state = self.state.replace(opt=opt)
         record: dict[str, Any] = {"epoch": progress.epoch, "step": progress.step, "lr": lr}
         record |= {"train": train, "val": val}
         progress.history.append(record)
@@ -472,44 +371,17 @@ class _Run:
         end = None if end_of_stage is None else end_of_stage(self.progress.epoch * steps - 1)
         return 0 if end is None else min(end // steps, self.config.training.epochs)
 
-    def _decide(self, loss: float) -> tuple[bool, int]:
-        """Updates best, learning rate and early stopping.
-
-        Returns:
-          (whether this epoch is best, the last epoch of the stage if it is over, or 0).
-        """
-        progress, training = self.progress, self.config.training
-        schedule, stopping = training.lr_schedule, training.early_stopping
-        best = loss < progress.best.get("loss", math.inf)
-        if best:
-            progress.best = {"step": progress.step, "epoch": progress.epoch, "loss": loss}
-        if schedule.name == "plateau":
-            old = optim.Plateau(**progress.plateau)  # type: ignore[arg-type]
-            new = old.update(loss, schedule.factor, schedule.patience, schedule.min_lr)
-            progress.plateau = dataclasses.asdict(new)
-            if new.lr != old.lr:
-                opt = optim.set_learning_rate(self.state.opt, new.lr)
-                self.state = self.state.replace(opt=opt)
-        early = optim.EarlyStopping(**progress.early).update(loss, stopping.min_delta)
-        end, worse = self._stage_end(), early.stop(stopping.patience)
-        over = end if worse or progress.epoch >= end else 0
-        progress.early = dataclasses.asdict(optim.EarlyStopping() if over else early)
-        if worse and end in (0, training.epochs):
-            progress.done = "early_stopping"
-        elif progress.epoch >= training.epochs:
-            progress.done = "epochs"
-        return best, over
-
     def _tell(
         self, record: Mapping[str, Any], alerts: Sequence[str], best: bool, val_seconds: float
     ) -> None:
         """One epoch for the logs; times go here, never into the history."""
         values = {**record, "alerts": list(alerts), "skipped": self.progress.skipped}
-        values |= {"step_ms": self._step_ms(), "input_wait": self._input_wait()}
-        values |= {"val_seconds": val_seconds, "seconds": time.perf_counter() - self.began}
+        step_ms, input_wait = self.times.step_ms(), self.times.input_wait()
+        values |= {"step_ms": step_ms, "input_wait": input_wait}
+        values |= {"val_seconds": val_seconds, "seconds": self.times.seconds()}
         values.pop("step")
         self.out.record("epoch", self.progress.step, values)
-        for line in log.epoch_lines(record, self.config, best, self._step_ms(), self._input_wait()):
+        for line in log.epoch_lines(record, self.config, best, step_ms, input_wait):
             LOG.info(line)
         for alert in alerts:
             LOG.warning(alert)
@@ -519,7 +391,7 @@ class _Run:
         self.out.flush()
         if self.saved_step == self.progress.step:
             return
-        self.progress.seconds = time.perf_counter() - self.began
+        self.progress.seconds = self.times.seconds()
         record = dataclasses.asdict(self.progress)
         self.saver.save(self.progress.step, self.state, record, self.progress.best.get("step"))
         self.saved_step = self.progress.step
@@ -536,12 +408,6 @@ class _Run:
         )
         LOG.warning(message)
         raise Interrupted(message, self.signals.signum)
-
-    def _step_ms(self) -> float | None:
-        return 1e3 * statistics.median(self.step_times) if self.step_times else None
-
-    def _input_wait(self) -> float:
-        return self.wait_seconds / self.train_seconds if self.train_seconds else 0.0
 
     def _result(self) -> FitResult:
         """Reads the best state back, unless it is the present one."""
@@ -562,7 +428,7 @@ class _Run:
             steps=progress.run[1],
             stopped=progress.done,
             skipped=progress.skipped,
-            train_step_ms=self._step_ms(),
-            input_wait=self._input_wait(),
-            seconds=time.perf_counter() - self.began,
+            train_step_ms=self.times.step_ms(),
+            input_wait=self.times.input_wait(),
+            seconds=self.times.seconds(),
         )
