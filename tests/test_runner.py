@@ -28,7 +28,7 @@ def start(monkeypatch, tmp_path):
         parts = {"task": toy.Toy(), "splits": toy.splits(), "callbacks": (), "evaluate": evaluate}
         monkeypatch.setattr(runner, "build_job", lambda config: Job(**parts | job))
         monkeypatch.setattr(runner, "check_job", lambda config: None)
-        monkeypatch.setattr(runner, "_use_compilation_cache", lambda: None)
+        monkeypatch.setattr(runner, "keep_compiled", lambda *_, **__: None)
         config = config or toy.config(training__epochs=2)
         began = runner.time.time() - 100.0  # as if the command took that long to begin
         return runner.run(config, [], workdir=str(tmp_path / "run"), mode=mode, started=began)

@@ -6,7 +6,7 @@ import argparse
 from typing import Any
 
 from jaxcomp.commands import add_parser
-from jaxcomp.commands.compile_cache import keep_compiled
+from jaxcomp.compile_cache import keep_compiled
 from jaxcomp.errors import DataError
 
 BACKENDS = ("numba", "numpy", "jax")

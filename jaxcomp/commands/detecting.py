@@ -13,7 +13,7 @@ from jaxcomp.commands.coding import (
     run_jobs,
     weight_files,
 )
-from jaxcomp.commands.compile_cache import keep_compiled
+from jaxcomp.compile_cache import keep_compiled
 from jaxcomp.errors import DataError
 
 _DESCRIPTION = """\

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import hashlib
 import json
 import math
 import time
@@ -17,6 +16,7 @@ import jax
 from jaxcomp import checkpoint, log, processes, train
 from jaxcomp import config as config_lib
 from jaxcomp import workdir as workdir_lib
+from jaxcomp.compile_cache import keep_compiled
 from jaxcomp.errors import CheckpointError, JaxcompError
 from jaxcomp.jobs import build_job, check_job, run_location
 from jaxcomp.log import LOG
@@ -55,7 +55,7 @@ def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: f
         if processes.is_primary():
             print(f"run directory: {directory.path}{' (resuming)' if directory.resumed else ''}")
         with log.open_handlers(directory.path, processes.is_primary()):
-            _use_compilation_cache()
+            keep_compiled(jax.config, min_seconds=0.5)
             try:
                 _train_and_evaluate(config, argv, directory, mode, started)
             except JaxcompError:
@@ -239,24 +239,6 @@ def _trained(directory: workdir_lib.Workdir, timing: _Timing) -> train.FitResult
         input_wait=known.get("input_wait", 0.0),
         seconds=known.get("train_seconds", progress.seconds),
     )
-
-
-def _use_compilation_cache() -> None:
-    """Keeps compiled programs between runs: a resumed or repeated run starts at once.
-
-    The folder is named after the processor, since a home directory may serve several kinds.
-    """
-    if jax.config.jax_compilation_cache_dir:  # type: ignore[attr-defined]
-        return  # the user's own choice
-    cpu = workdir_lib.cpu_model() + jax.__version__
-    name = hashlib.sha256(cpu.encode()).hexdigest()[:12]
-    try:
-        folder = Path.home() / ".cache" / "jaxcomp" / "xla" / name
-        folder.mkdir(parents=True, exist_ok=True)
-    except (OSError, RuntimeError):
-        return  # only speed is lost
-    jax.config.update("jax_compilation_cache_dir", str(folder))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def _frames_done(label: str) -> Callable[[int], None]:
