@@ -411,6 +411,19 @@ def test_line_chart_leaves_out_what_is_no_number():
     assert plots.line_chart([], x_label="x", y_label="y", alt="") == ""
 
 
+def test_lines_of_a_chart_end_where_a_span_does():
+    chart = plots.line_chart(
+        [("a", [1, 2, 3, 4, 5], [1.0, 2.0, 3.0, 4.0, 5.0])],
+        x_label="x",
+        y_label="y",
+        alt="words",
+        spans=[(0.5, "first <"), (2.5, ""), (4.5, "last")],
+    )
+    lines = re.findall(r'<polyline[^>]*points="([^"]*)"', chart)
+    assert [len(line.split()) for line in lines] == [2, 2, 1]
+    assert re.findall(r'font-size:8px"[^>]*>([^<]*)<', chart) == ["first &lt;", "last"]
+
+
 def test_bars_of_zeros_have_no_height():
     chart = plots.sorted_bars([0.0, 0.0], x_label="x", y_label="y", alt="words")
     assert set(re.findall(r'class="bar"[^>]* height="([^"]*)"', chart)) == {"0.00"}

@@ -127,7 +127,13 @@ def finite_series(series: Iterable[Series], positive: bool = False) -> list[Seri
 
 
 def line_chart(
-    series: Iterable[Series], *, x_label: str, y_label: str, alt: str, log_y: bool = False
+    series: Iterable[Series],
+    *,
+    x_label: str,
+    y_label: str,
+    alt: str,
+    log_y: bool = False,
+    spans: Sequence[tuple[float, str]] = (),
 ) -> str:
     """Lines over a common axis.
 
@@ -137,6 +143,8 @@ def line_chart(
       y_label: what y is, with its unit.
       alt: the picture in words.
       log_y: logarithmic scale; values that are not positive are left out.
+      spans: where parts of x begin, rising, and their names or ""; lines do not cross from one part
+        to the next.
 
     Returns:
       An SVG element, or "" if there is no point.
@@ -149,14 +157,19 @@ def line_chart(
     low, high = min(ys), max(ys)
     if not log_y and low > 0 and low < 0.5 * high:
         low = 0.0  # a scale from zero, unless it would hide what happens
+    if any(name for _, name in spans) and not log_y:
+        high += 0.1 * (high - low)  # room for the names
     frame = _Frame((min(xs), max(xs)), (low, high), log_y=log_y)
     marks = [t for t in ticks(min(xs), max(xs), 6) if t == int(t)]
-    parts = [frame.axes(x_label, y_label, marks)]
+    parts = [frame.axes(x_label, y_label, marks), _span_marks(frame, spans)]
     for i, (name, x_values, y_values) in enumerate(lines):
         points = [
             f"{frame.x(x):.1f},{frame.y(y):.1f}" for x, y in zip(x_values, y_values, strict=True)
         ]
-        parts.append(f'<polyline class="line s{i}" points="{" ".join(points)}"/>')
+        parts += [
+            f'<polyline class="line s{i}" points="{" ".join(run)}"/>'
+            for run in _runs(points, x_values, spans)
+        ]
         if len(points) <= 40:
             parts += [
                 _dot(i, p, name, x, y) for p, x, y in zip(points, x_values, y_values, strict=True)
@@ -164,6 +177,30 @@ def line_chart(
     if len(lines) > 1:
         parts.append(_legend([name for name, _, _ in lines]))
     return _svg("".join(parts), alt)
+
+
+def _span_marks(frame: _Frame, spans: Sequence[tuple[float, str]]) -> str:
+    """A line where each part but the first begins, stronger and with its name where it has one."""
+    parts = []
+    for start, name in spans:
+        x = min(max(frame.x(start), LEFT), WIDTH - RIGHT)
+        if x > LEFT:
+            css = 'class="axis" stroke-dasharray="2 3"' if name else 'class="grid"'
+            parts.append(f'<line {css} y1="{TOP}" y2="{HEIGHT - BOTTOM}" {_at("x", x)}/>')
+        if name:
+            place = f'x="{x + 3:.1f}" y="{TOP + 7}"'
+            parts.append(f'<text style="font-size:8px" {place}>{escape(name)}</text>')
+    return "".join(parts)
+
+
+def _runs(
+    points: Sequence[str], xs: Sequence[float], spans: Sequence[tuple[float, str]]
+) -> list[list[str]]:  # fmt: skip
+    """The points of a line, apart where a span begins between them."""
+    runs: dict[int, list[str]] = {}
+    for point, x in zip(points, xs, strict=True):
+        runs.setdefault(sum(start <= x for start, _ in spans), []).append(point)
+    return list(runs.values())
 
 
 def _dot(i: int, point: str, name: str, x: float, y: float) -> str:
