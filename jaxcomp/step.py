@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -13,6 +14,9 @@ from jaxcomp import optim, processes, sharding
 from jaxcomp.types import Array, Batch, LossAux, PyTree, Task, TrainState
 
 StepFn = Callable[[TrainState, PyTree, Batch, Array], tuple[TrainState, Mapping[str, Any]]]
+_Gradients = Callable[[TrainState, PyTree, Batch, Array], tuple[PyTree, tuple[Array, LossAux]]]
+_Apply = Callable[[TrainState, PyTree, PyTree], tuple[PyTree, PyTree, PyTree]]
+_Advance = Callable[[Array], tuple[Array, Array]]
 
 
 def create_state(
@@ -79,33 +83,19 @@ def make_train_step(
       task has a function `gradient_group` (path of a parameter to the name of its group), they have
       "grad_norm_by", the norm of each group's gradient.
     """
+    gradients = functools.partial(_gradients, task, loss_scale)
+    apply = functools.partial(_apply, task, tx)
+    if accumulation == 1:
+        body = _simple(gradients, apply, skip_nonfinite)
+    else:
+        advance = functools.partial(_advance, accumulation, steps_per_epoch)
+        body = _accumulating(gradients, apply, advance, skip_nonfinite)
+    everywhere = sharding.replicated(mesh or sharding.make_mesh())
+    return jax.jit(body, donate_argnums=0, out_shardings=everywhere)
 
-    def gradients(
-        state: TrainState, frozen: PyTree, batch: Batch, rng: Array
-    ) -> tuple[PyTree, tuple[Array, Any]]:
-        def scaled(params: PyTree) -> tuple[Array, tuple[Array, Any]]:
-            loss, aux = task.loss(params, state.stats, frozen, batch, rng, state.step)
-            return loss * loss_scale, (loss, aux)
 
-        grads, (loss, aux) = jax.grad(scaled, has_aux=True)(state.params)
-        if loss_scale != 1.0:
-            grads = jax.tree.map(lambda g: g / loss_scale, grads)
-        group = getattr(task, "gradient_group", None)
-        if group is not None:
-            norms = {"grad_norm_by": group_norms(grads, group)}
-            aux = aux.replace(metrics={**aux.metrics, **norms})
-        return grads, (loss, aux)
-
-    def apply(state: TrainState, inner: PyTree, grads: PyTree) -> tuple[PyTree, PyTree, PyTree]:
-        restart = getattr(task, "restart_optimiser", None)
-        if restart is not None:
-            inner = _choose(restart(state.step), tx.init(state.params), inner)
-        updates, inner = tx.update(grads, inner, state.params)
-        mask = task.update_mask(state.params, state.step)
-        if mask is not None:
-            updates = _masked(mask, updates)
-        params = optax.apply_updates(state.params, updates)
-        return params, task.after_update(params, state.stats, state.step + 1), inner
+def _simple(gradients: _Gradients, apply: _Apply, skip_nonfinite: bool) -> StepFn:
+    """A step whose batch is that of an optimiser step."""
 
     def simple(state: TrainState, frozen: PyTree, batch: Batch, seed: Array) -> Any:
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -119,6 +109,14 @@ def make_train_step(
         updated = checks["finite"].astype(jnp.float32) if skip_nonfinite else jnp.float32(1)
         return new, _report(aux, loss, checks, updated, new)
 
+    return simple
+
+
+def _accumulating(
+    gradients: _Gradients, apply: _Apply, advance: _Advance, skip_nonfinite: bool
+) -> StepFn:
+    """A step that adds a micro-batch; the last one of its group makes the optimiser step."""
+
     def accumulating(state: TrainState, frozen: PyTree, batch: Batch, seed: Array) -> Any:
         old: optim.Accumulated = state.opt
         rng = jax.random.fold_in(jax.random.key(seed), state.step)
@@ -129,11 +127,7 @@ def make_train_step(
         total = _choose(good, jax.tree.map(jnp.add, old.grads, grads), old.grads)
         batches = old.batches + good
         moved = state.replace(stats=_choose(good, aux.stats, state.stats))
-        position = old.position + 1
-        ends = position % accumulation == 0
-        if steps_per_epoch:
-            ends |= position == steps_per_epoch
-            position = jnp.where(position == steps_per_epoch, 0, position)
+        position, ends = advance(old.position)
         mean = jax.tree.map(lambda g: g / jnp.maximum(batches, 1).astype(g.dtype), total)
         norm = jnp.sqrt(jnp.sum(optim.leaf_sums_of_squares(mean)))
 
@@ -151,9 +145,51 @@ def make_train_step(
         checks["grad_norm"] = jnp.where(checks["finite"], norm, checks["grad_norm"])
         return new, _report(aux, loss, checks, updated.astype(jnp.float32), new)
 
-    everywhere = sharding.replicated(mesh or sharding.make_mesh())
-    body = simple if accumulation == 1 else accumulating
-    return jax.jit(body, donate_argnums=0, out_shardings=everywhere)
+    return accumulating
+
+
+def _gradients(
+    task: Task, loss_scale: float, state: TrainState, frozen: PyTree, batch: Batch, rng: Array
+) -> tuple[PyTree, tuple[Array, LossAux]]:
+    """(gradients, (loss, aux)) of a batch, neither of them scaled."""
+
+    def scaled(params: PyTree) -> tuple[Array, tuple[Array, LossAux]]:
+        loss, aux = task.loss(params, state.stats, frozen, batch, rng, state.step)
+        return loss * loss_scale, (loss, aux)
+
+    grads, (loss, aux) = jax.grad(scaled, has_aux=True)(state.params)
+    if loss_scale != 1.0:
+        grads = jax.tree.map(lambda g: g / loss_scale, grads)
+    group = getattr(task, "gradient_group", None)
+    if group is not None:
+        norms = {"grad_norm_by": group_norms(grads, group)}
+        aux = aux.replace(metrics={**aux.metrics, **norms})
+    return grads, (loss, aux)
+
+
+def _apply(
+    task: Task, tx: optax.GradientTransformation, state: TrainState, inner: PyTree, grads: PyTree
+) -> tuple[PyTree, PyTree, PyTree]:
+    """(params, stats, optimiser's state) behind an optimiser step; `inner` is the one before it."""
+    restart = getattr(task, "restart_optimiser", None)
+    if restart is not None:
+        inner = _choose(restart(state.step), tx.init(state.params), inner)
+    updates, inner = tx.update(grads, inner, state.params)
+    mask = task.update_mask(state.params, state.step)
+    if mask is not None:
+        updates = _masked(mask, updates)
+    params = optax.apply_updates(state.params, updates)
+    return params, task.after_update(params, state.stats, state.step + 1), inner
+
+
+def _advance(accumulation: int, steps_per_epoch: int, position: Array) -> tuple[Array, Array]:
+    """(position behind one more micro-batch, whether it ends a group); 0 behind an epoch."""
+    position = position + 1
+    ends = position % accumulation == 0
+    if steps_per_epoch:
+        ends |= position == steps_per_epoch
+        position = jnp.where(position == steps_per_epoch, 0, position)
+    return position, ends
 
 
 def _report(
