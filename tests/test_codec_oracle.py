@@ -1,14 +1,13 @@
 """The codec against numbers of the PyTorch reference with the same weights."""
 
-import importlib.util
-import json
-import types
 import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle_files
 import pytest
+from oracle_files import close, nchw
 
 from jaxcomp.codecs import entropy, gdn
 from jaxcomp.codecs.factorised import FactorisedCodec, parameter_count
@@ -28,13 +27,7 @@ def _input(oracle, name):
 
 @pytest.fixture(scope="module")
 def oracle(shared):
-    folder = shared / "oracles"
-    spec = importlib.util.spec_from_file_location("recipe", folder / "recipe.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    meta = json.loads((folder / "fpn_codec_entropy.json").read_text())
-    arrays = np.load(folder / "fpn_codec_entropy.npz", allow_pickle=False)
-    return types.SimpleNamespace(meta=meta, arrays=arrays, recipe=recipe)
+    return oracle_files.read(shared / "oracles", "fpn_codec_entropy")
 
 
 @pytest.fixture(scope="module")
@@ -48,23 +41,6 @@ def x(oracle):
     return _input(oracle, "fpn_codec_input")
 
 
-def _nchw(a):
-    return np.moveaxis(np.asarray(a), -1, 1)
-
-
-def _compare(oracle, key, ours, relative=2e-4):
-    """`ours` is NCHW and full; the oracle may be a slice."""
-    expected, info = oracle.arrays[key], oracle.meta["arrays"][key]
-    if "slice" in info:
-        full = np.asarray(ours, np.float64)
-        stats = oracle.arrays[f"{key}__stats"]
-        np.testing.assert_allclose([full.mean(), full.std()], stats[:2], atol=2e-5 * stats[2])
-        ours = oracle.recipe.take(ours, info["slice"])
-    assert ours.shape == expected.shape
-    limit = relative * np.abs(expected).max()
-    assert np.abs(ours - expected).max() <= limit, key
-
-
 def test_parameter_count(variables, oracle):
     assert parameter_count(variables) == oracle.meta["parameter_count"] == 4_617_600
     shapes = jax.eval_shape(CODEC.init, jax.random.key(0), jnp.zeros((1, 16, 16, 256)))
@@ -76,14 +52,14 @@ def test_forward(oracle, variables, x, pad):
     codec = CODEC.clone(pad_multiple=pad)
     out = codec.apply(variables, x)
     key = f"pad{pad}_"
-    _compare(oracle, key + "y", _nchw(out["y"]))
+    close(oracle, key + "y", nchw(out["y"]))
     median = variables["stats"]["prior"]["quantiles"][:, 0, 1]
     np.testing.assert_array_equal(median, oracle.arrays["medians"])
-    integers = _nchw(symbols(out["y"], median))
+    integers = nchw(symbols(out["y"], median))
     np.testing.assert_array_equal(integers, oracle.arrays[key + "y_symbols"])
-    _compare(oracle, key + "y_hat", _nchw(quantise_round(out["y"], median)))
-    _compare(oracle, key + "x_hat", _nchw(out["x_hat"]))
-    p = _nchw(2.0 ** -np.asarray(out["bits"], np.float64))
+    close(oracle, key + "y_hat", nchw(quantise_round(out["y"], median)))
+    close(oracle, key + "x_hat", nchw(out["x_hat"]))
+    p = nchw(2.0 ** -np.asarray(out["bits"], np.float64))
     np.testing.assert_allclose(p, oracle.arrays[key + "likelihoods"], atol=2e-6, rtol=1e-3)
     total = np.asarray(out["bits"], np.float64).sum()
     bpp = total / (24 * 80)
@@ -103,7 +79,7 @@ def test_layer_outputs(oracle, variables, x):
             key = f"pad16_{theirs}_{i}"
             if key in oracle.arrays:
                 layer = ("conv", "gdn")[i % 2] + f"_{i // 2}"
-                _compare(oracle, key, _nchw(seen["intermediates"][ours][layer]["__call__"][0]))
+                close(oracle, key, nchw(seen["intermediates"][ours][layer]["__call__"][0]))
                 checked += 1
     assert checked == 12
 
@@ -255,19 +231,19 @@ def test_joint_codec(oracle):
     sizes = [level.shape[1:3] for level in levels]
     assert sizes == pyramid_sizes(sizes[0], 5)
     joint = join_levels([jnp.asarray(level) for level in levels])
-    _compare(oracle, "joint_concat", _nchw(joint), relative=2e-6)
+    close(oracle, "joint_concat", nchw(joint), share=2e-6)
     out = codec.apply(variables, joint)
-    _compare(oracle, "joint_y", _nchw(out["y"]))
+    close(oracle, "joint_y", nchw(out["y"]))
     integers = symbols(out["y"], codec.apply(variables, method="median"))
-    np.testing.assert_array_equal(_nchw(integers), oracle.arrays["joint_symbols"])
-    _compare(oracle, "joint_x_hat", _nchw(out["x_hat"]))
+    np.testing.assert_array_equal(nchw(integers), oracle.arrays["joint_symbols"])
+    close(oracle, "joint_x_hat", nchw(out["x_hat"]))
     total = np.asarray(out["bits"], np.float64).sum()
     np.testing.assert_allclose(total, oracle.arrays["joint_total_bits"], rtol=1e-4)
     for i, level in enumerate(split_levels(joint, sizes)):
-        _compare(oracle, f"joint_roundtrip_level_{i}", _nchw(level), relative=2e-6)
+        close(oracle, f"joint_roundtrip_level_{i}", nchw(level), share=2e-6)
     decoded = split_levels(out["x_hat"], sizes)
     for i, level in enumerate(decoded):
-        _compare(oracle, f"joint_out_level_{i}", _nchw(level))
+        close(oracle, f"joint_out_level_{i}", nchw(level))
     error = sum(float(((a - b) ** 2).sum()) for a, b in zip(decoded, levels, strict=True))
     mse = error / sum(level.size for level in levels)
     np.testing.assert_allclose(mse, oracle.arrays["joint_mse"], rtol=1e-4)

@@ -1,15 +1,14 @@
 """The full-size detector against numbers of torchvision's with the same weights."""
 
 import functools
-import importlib.util
-import json
-import types
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle_files
 import pytest
+from oracle_files import close, nchw
 
 from jaxcomp.data.images import read_image
 from jaxcomp.data.resize import ResizeRule
@@ -27,14 +26,9 @@ CANVAS = (416, 1344)
 
 @pytest.fixture(scope="module")
 def oracle(shared):
-    folder = shared / "oracles"
-    spec = importlib.util.spec_from_file_location("recipe", folder / "recipe.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    meta = json.loads((folder / "fasterrcnn_r50_fpn_v2.json").read_text())
-    arrays = np.load(folder / "fasterrcnn_r50_fpn_v2.npz", allow_pickle=False)
-    image = read_image(folder / meta["input"]["file"])
-    return types.SimpleNamespace(meta=meta, arrays=arrays, recipe=recipe, image=image)
+    found = oracle_files.read(shared / "oracles", "fasterrcnn_r50_fpn_v2")
+    found.image = read_image(shared / "oracles" / found.meta["input"]["file"])
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -76,29 +70,12 @@ def method(name, *static):
     return jax.jit(lambda v, *a: MODEL.apply(v, *a, *static, method=name))
 
 
-def nchw(x):
-    return np.moveaxis(np.asarray(x), -1, 1)
-
-
-def compare(oracle, key, ours):
-    """Limit of the oracle's own note: twenty times its rounding noise, or 2e-4 of the range."""
-    expected, info = oracle.arrays[key], oracle.meta["arrays"][key]
-    if "slice" in info:
-        assert list(ours.shape) == info["full_shape"], key
-        stats = oracle.arrays[f"{key}__stats"]
-        full = np.asarray(ours, np.float64)
-        np.testing.assert_allclose([full.mean(), full.std()], stats[:2], atol=2e-5 * stats[2])
-        ours = oracle.recipe.take(ours, info["slice"])
-    assert ours.shape == expected.shape, key
-    assert np.abs(ours - expected).max() <= 2e-4 * np.abs(expected).max(), key
-
-
 def test_parameter_count(variables):
     assert sum(x.size for x in jax.tree.leaves(variables["params"])) == 43_261_278
 
 
 def test_transform(oracle, network):
-    compare(oracle, "transformed", nchw(network[0]))
+    close(oracle, "transformed", nchw(network[0]))
     assert not np.asarray(network[0])[:, 402:].any()
     assert not np.asarray(network[0])[:, :, 1332:].any()
 
@@ -106,17 +83,17 @@ def test_transform(oracle, network):
 def test_stages_and_pyramid(oracle, network):
     _, stages, pyramid, _ = network
     for i, stage in enumerate(stages):
-        compare(oracle, f"body_{i}", nchw(stage))
+        close(oracle, f"body_{i}", nchw(stage))
     for name in LEVELS:
-        compare(oracle, name, nchw(pyramid[name]))
+        close(oracle, name, nchw(pyramid[name]))
 
 
 def test_proposal_network(oracle, network):
     *_, pyramid, (logits, deltas) = network
     for name, logit, delta in zip(LEVELS, logits, deltas, strict=True):
         height, width = pyramid[name].shape[1:3]
-        compare(oracle, f"rpn_objectness_{name}", nchw(logit.reshape(1, height, width, 3)))
-        compare(oracle, f"rpn_deltas_{name}", nchw(delta.reshape(1, height, width, 12)))
+        close(oracle, f"rpn_objectness_{name}", nchw(logit.reshape(1, height, width, 3)))
+        close(oracle, f"rpn_deltas_{name}", nchw(delta.reshape(1, height, width, 12)))
 
 
 def test_anchors_are_exact(oracle, pyramid):
@@ -169,10 +146,10 @@ def test_regions(oracle, variables, pyramid):
     pooled, hidden, logits, deltas = jax.jit(functools.partial(MODEL.apply, method=run))(
         variables, pyramid, boxes
     )
-    compare(oracle, "roi_features", nchw(pooled)[:100])
-    compare(oracle, "box_head_features", np.asarray(hidden))
-    compare(oracle, "class_logits", np.asarray(logits[0]))
-    compare(oracle, "box_regression", np.asarray(deltas[0]).reshape(1000, 12))
+    close(oracle, "roi_features", nchw(pooled)[:100])
+    close(oracle, "box_head_features", np.asarray(hidden))
+    close(oracle, "class_logits", np.asarray(logits[0]))
+    close(oracle, "box_regression", np.asarray(deltas[0]).reshape(1000, 12))
 
 
 def test_detections(oracle, variables, pyramid, frames):

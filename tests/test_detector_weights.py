@@ -3,14 +3,13 @@
 import dataclasses
 import functools
 import hashlib
-import json
-import sys
 from pathlib import Path
 
 import flax.traverse_util
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle_files
 import pytest
 
 import jaxcomp
@@ -62,20 +61,17 @@ def state():
 
 @pytest.fixture(scope="module")
 def oracle(shared):
-    return json.loads((shared / "oracles" / "fasterrcnn_r50_fpn_v2.json").read_text())
+    return oracle_files.read(shared / "oracles", "fasterrcnn_r50_fpn_v2")
 
 
 def test_names_shapes_and_order_are_torchvisions(oracle):
-    wanted = [(e["name"], tuple(e["shape"])) for e in oracle["manifest"]]
+    wanted = [(e["name"], tuple(e["shape"])) for e in oracle.meta["manifest"]]
     wanted = [e for e in wanted if not e[0].endswith("num_batches_tracked")]
     assert [(e.name, e.shape) for e in tensor_table(DetectorConfig())] == wanted
 
 
-def test_full_size_round_trip_is_exact(oracle, shared, monkeypatch):
-    monkeypatch.setattr(sys, "path", [str(shared / "oracles"), *sys.path])
-    import recipe
-
-    state = recipe.state_dict(oracle["manifest"], oracle["seed"])
+def test_full_size_round_trip_is_exact(oracle):
+    state = oracle.recipe.state_dict(oracle.meta["manifest"], oracle.meta["seed"])
     variables, report = detector_from_torch(state, DetectorConfig())
     assert report.parameters == 43_261_278
     assert (report.file_classes, report.replaced, report.converted) == (3, (), {})

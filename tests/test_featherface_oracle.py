@@ -2,57 +2,39 @@
 
 import dataclasses
 import functools
-import importlib.util
-import json
-import types
+import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle_files
 import pytest
+from oracle_files import close, nchw
 
 from jaxcomp.interop.featherface_weights import face_from_torch, load_face_weights
 from jaxcomp.models import featherface
 from jaxcomp.models.featherface import FaceDetector, face_config, normalise_face_image
 
 LEVELS = range(3)
+close_v1 = functools.partial(close, share=1e-4)
 
 
 @pytest.fixture(scope="module")
-def folder(shared):
-    return shared / "oracles"
-
-
-@pytest.fixture(scope="module")
-def recipe(folder):
-    spec = importlib.util.spec_from_file_location("recipe", folder / "recipe.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def read(folder, name):
-    meta = json.loads((folder / f"{name}.json").read_text())
-    arrays = np.load(folder / f"{name}.npz", allow_pickle=False)
-    return types.SimpleNamespace(meta=meta, arrays=arrays)
-
-
-@pytest.fixture(scope="module")
-def v1(folder, shared):
-    oracle = read(folder, "featherface_v1_489015")
+def v1(shared):
+    oracle = oracle_files.read(shared / "oracles", "featherface_v1_489015")
     variables, cfg = load_face_weights(shared / "weights" / "featherface_v1_489015.pth")
     assert cfg == face_config("v1")
-    return types.SimpleNamespace(**vars(oracle), cfg=cfg, variables=to_jax(variables))
+    oracle.cfg, oracle.variables = cfg, to_jax(variables)
+    return oracle
 
 
 @pytest.fixture(scope="module")
-def v2(folder, recipe):
-    oracle = read(folder, "featherface_v2")
-    cfg = face_config("v2")
-    state = recipe.state_dict(oracle.meta["manifest"], oracle.meta["seed"])
-    return types.SimpleNamespace(
-        **vars(oracle), cfg=cfg, variables=to_jax(face_from_torch(state, cfg))
-    )
+def v2(shared):
+    oracle = oracle_files.read(shared / "oracles", "featherface_v2")
+    oracle.cfg = face_config("v2")
+    state = oracle.recipe.state_dict(oracle.meta["manifest"], oracle.meta["seed"])
+    oracle.variables = to_jax(face_from_torch(state, oracle.cfg))
+    return oracle
 
 
 def to_jax(variables):
@@ -70,24 +52,6 @@ def program(cfg):
     return jax.jit(functools.partial(FaceDetector(cfg).apply, method=run))
 
 
-def close(oracle, recipe, key, ours, noise=0.0, share=1e-4):
-    """Twenty times the rounding noise or a share of the range; sums of the full array too."""
-    wanted, info = oracle.arrays[key], oracle.meta["arrays"][key]
-    ours = np.asarray(ours)
-    assert ours.shape == tuple(info["full_shape"]), key
-    limit = max(20 * noise, share * np.abs(wanted).max())
-    np.testing.assert_allclose(
-        recipe.take(ours, info["slice"]), wanted, atol=limit, rtol=0, err_msg=key
-    )
-    stats = [ours.mean(dtype=np.float64), ours.std(dtype=np.float64), np.abs(ours).max()]
-    expected = oracle.arrays[f"{key}__stats"]
-    np.testing.assert_allclose(stats, expected, atol=limit, rtol=1e-4, err_msg=key)
-
-
-def nchw(x):
-    return np.moveaxis(np.asarray(x), -1, 1)
-
-
 @pytest.fixture(scope="module", params=["a", "b"])
 def photo(request, v1):
     """(name, size, every map): a square image, and one whose sides are odd."""
@@ -96,23 +60,23 @@ def photo(request, v1):
     return request.param, bgr.shape[:2], program(v1.cfg)(v1.variables, x)
 
 
-def test_v1_maps(v1, recipe, photo):
+def test_v1_maps(v1, photo):
     name, _, (body, pyramid, contexts, _, _) = photo
     for i in LEVELS:
-        close(v1, recipe, f"{name}_body_{i}", nchw(body[i]))
-        close(v1, recipe, f"{name}_bifpn_{i}", nchw(pyramid[i]))
-        close(v1, recipe, f"{name}_ssh{i + 1}_0", nchw(contexts[i]))
+        close_v1(v1, f"{name}_body_{i}", nchw(body[i]))
+        close_v1(v1, f"{name}_bifpn_{i}", nchw(pyramid[i]))
+        close_v1(v1, f"{name}_ssh{i + 1}_0", nchw(contexts[i]))
 
 
-def test_v1_outputs(v1, recipe, photo):
+def test_v1_outputs(v1, photo):
     name, size, (*_, maps) = photo
     noise = v1.meta["fp32_vs_fp64_maxabs"]
     for key in ("boxes", "landmarks"):
-        close(v1, recipe, f"{name}_{key}", maps[key], noise[f"{name}_{key}"])
+        close_v1(v1, f"{name}_{key}", maps[key], noise=noise[f"{name}_{key}"])
     softmax = jax.nn.softmax(maps["classes"])
-    close(v1, recipe, f"{name}_classes_softmax", softmax, noise[f"{name}_classes"])
+    close_v1(v1, f"{name}_classes_softmax", softmax, noise=noise[f"{name}_classes"])
     ours = featherface.priors(size, v1.cfg)
-    close(v1, recipe, f"{name}_priors", ours)
+    close_v1(v1, f"{name}_priors", ours)
     candidates = np.asarray(softmax)[0, :, 1] > v1.cfg.score_threshold
     counts = v1.arrays[f"{name}_n_priors_and_candidates"].tolist()
     assert [len(ours), candidates.sum()] == counts
@@ -133,9 +97,9 @@ def test_v1_detections(v1, photo):
 
 
 @pytest.fixture(scope="module", params=[(320, 320), (480, 640)])
-def noise_image(request, v2, recipe):
+def noise_image(request, v2):
     height, width = request.param
-    seed = [v2.meta["seed"], recipe.zlib.crc32(f"ff_v2_input_{height}x{width}".encode())]
+    seed = [v2.meta["seed"], zlib.crc32(f"ff_v2_input_{height}x{width}".encode())]
     x = np.random.default_rng(seed).uniform(-128, 128, (1, 3, height, width)).astype(np.float32)
     return (
         f"{height}x{width}",
@@ -144,16 +108,16 @@ def noise_image(request, v2, recipe):
     )
 
 
-def test_v2_maps(v2, recipe, noise_image):
+def test_v2_maps(v2, noise_image):
     name, _, (body, pyramid, contexts, mixed, _) = noise_image
     for i in LEVELS:
-        close(v2, recipe, f"{name}_body_{i}", nchw(body[i]), share=2e-4)
-        close(v2, recipe, f"{name}_bifpn_{i}", nchw(pyramid[i]), share=2e-4)
-        close(v2, recipe, f"{name}_ssh{i + 1}_cs_0", nchw(mixed[i]), share=2e-4)
-    close(v2, recipe, f"{name}_ssh1_0", nchw(contexts[0]), share=2e-4)
+        close(v2, f"{name}_body_{i}", nchw(body[i]))
+        close(v2, f"{name}_bifpn_{i}", nchw(pyramid[i]))
+        close(v2, f"{name}_ssh{i + 1}_cs_0", nchw(mixed[i]))
+    close(v2, f"{name}_ssh1_0", nchw(contexts[0]))
 
 
-def test_v2_outputs(v2, recipe, noise_image):
+def test_v2_outputs(v2, noise_image):
     name, _, (*_, maps) = noise_image
     noise = v2.meta["fp32_vs_fp64_maxabs"]
     for key, ours in {
@@ -161,8 +125,8 @@ def test_v2_outputs(v2, recipe, noise_image):
         "class_logits": "classes",
         "landmarks": "landmarks",
     }.items():
-        close(v2, recipe, f"{name}_{key}", maps[ours], noise[f"{name}_{key}"], share=2e-4)
-    close(v2, recipe, f"{name}_classes_softmax", jax.nn.softmax(maps["classes"]), share=2e-4)
+        close(v2, f"{name}_{key}", maps[ours], noise=noise[f"{name}_{key}"])
+    close(v2, f"{name}_classes_softmax", jax.nn.softmax(maps["classes"]))
 
 
 def test_v2_detections(v2, noise_image):

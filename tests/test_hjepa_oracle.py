@@ -1,14 +1,12 @@
 """ViT-S/16 with three levels against numbers of the original network with the same weights."""
 
 import functools
-import importlib.util
-import json
-import types
 import zlib
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle_files
 import pytest
 
 from jaxcomp.interop.hjepa_weights import hjepa_from_torch, hjepa_to_torch
@@ -34,20 +32,16 @@ LOSSES = [
 ]
 ROOM = 98
 UNEQUAL = "mask_unequal"
+close = functools.partial(oracle_files.close, rtol=1e-4, atol=1e-5)
 
 
 @pytest.fixture(scope="module")
 def oracle(shared):
-    folder = shared / "oracles"
-    spec = importlib.util.spec_from_file_location("recipe", folder / "recipe.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    meta = json.loads((folder / "hjepa_vits_fpn.json").read_text())
-    arrays = np.load(folder / "hjepa_vits_fpn.npz", allow_pickle=False)
-    rng = np.random.default_rng([meta["seed"], zlib.crc32(b"hjepa_images")])
+    found = oracle_files.read(shared / "oracles", "hjepa_vits_fpn")
+    rng = np.random.default_rng([found.meta["seed"], zlib.crc32(b"hjepa_images")])
     images = rng.standard_normal((2, 3, 224, 224)).astype(np.float32)
-    images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
-    return types.SimpleNamespace(meta=meta, arrays=arrays, recipe=recipe, images=images)
+    found.images = np.ascontiguousarray(images.transpose(0, 2, 3, 1))
+    return found
 
 
 @pytest.fixture(scope="module", params=MODES)
@@ -71,17 +65,6 @@ def run(request, oracle):
     return mode, {k: v[0] for k, v in found.items()}, found["mask98"][1:]
 
 
-def close(oracle, name, ours, noise=0.0):
-    wanted, info, ours = oracle.arrays[name], oracle.meta["arrays"][name], np.asarray(ours)
-    assert ours.shape == tuple(info["full_shape"]), name
-    limit = max(20 * noise, 2e-4 * np.abs(wanted).max())
-    np.testing.assert_allclose(
-        oracle.recipe.take(ours, info["slice"]), wanted, atol=limit, rtol=0, err_msg=name
-    )
-    stats = [ours.mean(dtype=np.float64), ours.std(dtype=np.float64), np.abs(ours).max()]
-    np.testing.assert_allclose(stats, oracle.arrays[f"{name}__stats"], rtol=1e-4, atol=1e-5)
-
-
 def test_encoders_and_predictor(oracle, run):
     out = run[1]["mask98"]
     close(oracle, "context_features", out["context_features"])
@@ -97,7 +80,7 @@ def test_predictions_and_targets(oracle, run):
         for level in range(3):
             for name, noise in (("predictions", "pred"), ("targets", "target")):
                 limit = oracle.meta["fp32_vs_fp64_maxabs"][f"{mode}_{noise}{level}"]
-                close(oracle, f"{prefix}_{name}_{level}", out[name][level], limit)
+                close(oracle, f"{prefix}_{name}_{level}", out[name][level], noise=limit)
 
 
 def test_features_of_whole_images(oracle, run):

@@ -1,14 +1,13 @@
 """The full-size PointPillars against numbers of the original network with the same weights."""
 
 import functools
-import importlib.util
-import json
-import types
 
 import jax
 import jax.numpy as jnp
 import numpy as np
+import oracle_files
 import pytest
+from oracle_files import nchw
 
 from jaxcomp.data import kitti_format, lidar_files
 from jaxcomp.data.lidar_boxes import lidar_objects
@@ -26,14 +25,9 @@ MODEL = PointPillars(CFG)
 
 @pytest.fixture(scope="module")
 def oracle(shared):
-    folder = shared / "oracles"
-    spec = importlib.util.spec_from_file_location("recipe", folder / "recipe.py")
-    recipe = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(recipe)
-    meta = json.loads((folder / "pointpillars.json").read_text())
-    arrays = np.load(folder / "pointpillars.npz", allow_pickle=False)
-    points = lidar_files.read_sweep(folder / meta["input"]["file"])
-    return types.SimpleNamespace(meta=meta, arrays=arrays, recipe=recipe, points=points)
+    found = oracle_files.read(shared / "oracles", "pointpillars")
+    found.points = lidar_files.read_sweep(shared / "oracles" / found.meta["input"]["file"])
+    return found
 
 
 @pytest.fixture(scope="module")
@@ -68,20 +62,8 @@ def network(variables, pillars):
 
 
 def close(oracle, name, ours, noise):
-    wanted = oracle.arrays[name]
-    info = oracle.meta["arrays"][name]
-    ours = np.asarray(ours)
-    assert ours.shape == tuple(info["full_shape"])
-    limit = max(20 * oracle.meta["fp32_vs_fp64_maxabs"][noise], 2e-4 * np.abs(wanted).max())
-    np.testing.assert_allclose(
-        oracle.recipe.take(ours, info["slice"]), wanted, atol=limit, rtol=0, err_msg=name
-    )
-    stats = [ours.mean(dtype=np.float64), ours.std(dtype=np.float64), np.abs(ours).max()]
-    np.testing.assert_allclose(stats, oracle.arrays[f"{name}__stats"], rtol=1e-4, atol=1e-6)
-
-
-def nchw(x):
-    return np.moveaxis(np.asarray(x), -1, 1)
+    noise = oracle.meta["fp32_vs_fp64_maxabs"][noise]
+    oracle_files.close(oracle, name, ours, noise=noise, rtol=1e-4, atol=1e-6)
 
 
 def test_encoder_input(oracle, pillars):
