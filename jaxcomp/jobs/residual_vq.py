@@ -221,8 +221,13 @@ def evaluate_checkpoint(config: Any, rq_ckpt: str, workdir: str = "") -> list[di
       The table.
 
     Raises:
-      CheckpointError: the file cannot be read, is of another detector, or does not hold a point.
+      CheckpointError: the file cannot be read, is of another detector, or does not hold a point; or
+        `workdir` holds codebooks, whose table would be lost.
     """
+    if workdir and (Path(workdir) / RQ_FILE).exists():
+        raise CheckpointError(
+            f"--workdir={workdir!r} holds a run, whose table would be replaced; give another folder"
+        )
     rows, model, meta = load_rq(rq_ckpt)
     trained = [int(n) for n in meta.get("trained", [rows.shape[1]] * len(rows))]
     finished = (sum(n > 0 for n in trained), max(trained), rows.shape[2])
@@ -231,14 +236,7 @@ def evaluate_checkpoint(config: Any, rq_ckpt: str, workdir: str = "") -> list[di
         _held(finished, trained, point, rq_ckpt)
         for point in asked_points(config, finished, sizes or (max(trained),))
     ]
-    detector = frozen_detector(config)
-    if meta.get("detector_digest") not in (None, detector.digest):
-        raise CheckpointError(
-            f"{rq_ckpt!r} was trained with other frozen weights ({meta['detector_digest'][:12]}, "
-            f"now {detector.digest[:12]}); give the detector it had, "
-            f"{meta.get('detector', 'unknown')!r}, as --config.detector.path"
-        )
-    detector = with_encoder(detector, meta["encoder"])
+    detector = _own_detector(config, meta, rq_ckpt)
     _, records, _ = lidar_data(config, detector.cfg)
     quantiser, counts = rq_grid.Quantiser(detector, rows), meta["counts"]
     if model is None or any((k, n) not in model.tables for p in points for k, n in enumerate(p)):
@@ -260,6 +258,18 @@ def evaluate_checkpoint(config: Any, rq_ckpt: str, workdir: str = "") -> list[di
         write_page(Path(workdir), table, counts, pictures)
     print(rq_grid.markdown(table), end="")
     return table
+
+
+def _own_detector(config: Any, meta: Mapping[str, Any], rq_ckpt: str) -> LidarDetector:
+    """The config's detector with the head of a file, unless it is not the one of the file."""
+    detector = frozen_detector(config)
+    if meta.get("detector_digest") not in (None, detector.digest):
+        raise CheckpointError(
+            f"{rq_ckpt!r} was trained with other frozen weights ({meta['detector_digest'][:12]}, "
+            f"now {detector.digest[:12]}); give the detector it had, "
+            f"{meta.get('detector', 'unknown')!r}, as --config.detector.path"
+        )
+    return with_encoder(detector, meta["encoder"])
 
 
 def _held(shape: tuple[int, ...], trained: Sequence[int], point: Point, where: str) -> Point:
