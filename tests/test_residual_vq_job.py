@@ -172,6 +172,23 @@ def test_files_of_before_have_no_counts_and_broken_ones_are_told(run, tmp_path):
             rq_files.load_rq(tmp_path / "bad.npz")
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--eval_num_codebooks=3"], "3 codebooks are asked for, but the run holds 2"),
+        (["--eval_num_embeddings=8"], "8 embeddings are asked for"),
+        (["--eval_num_codebooks=1", "--eval_num_embeddings=4,2"], "one for each codebook"),
+    ],
+)
+def test_a_point_beyond_the_schedule_is_refused_before_training(
+    place, tmp_path, capsys, flags, words
+):
+    assert main.main(argv(place, tmp_path / "run", *flags)) == 1
+    error = capsys.readouterr().err
+    assert words in error and error.count("\n") == 1
+    assert not (tmp_path / "run" / "metrics.jsonl").exists()
+
+
 def test_a_mixed_point_and_the_file_of_a_stage(place, run, tmp_path):
     stage = run / "codebooks" / "codebook_1_stage_1_final.npz"
     assert evaluate(place, tmp_path, f"--rq_ckpt={stage}", "--eval_num_embeddings=4,2") == 0
@@ -262,8 +279,10 @@ def test_an_empty_sweep_is_a_file_without_pillars(place, run):
 
 def test_a_head_that_was_trained_goes_with_its_codebooks(place, tmp_path):
     flags = ["--config.rq_model.train_head=True", "--config.evaluation.anchors=False"]
-    flags += ["--config.progressive_learning.embedding_schedule=(2,)", "--config.training.epochs=4"]
-    assert main.main(argv(place, tmp_path, *flags)) == 0
+    flags += ["--config.progressive_learning.embedding_schedule=(4,)", "--config.training.epochs=4"]
+    # A size between those of the schedule is a prefix too, and gets tables.
+    assert main.main(argv(place, tmp_path, *flags, "--eval_num_embeddings=4,3")) == 0
+    assert list(rows_of_table(tmp_path)) == ["4-3", rq_grid.UNCOMPRESSED]
     encoder = rq_files.load_rq(tmp_path)[2]["encoder"]
     detector = load_lidar_detector(place / "detector.npz")
     moved = residual_vq.with_encoder(detector, encoder)

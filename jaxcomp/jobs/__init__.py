@@ -90,9 +90,9 @@ def evaluate_saved(config: Any, workdir: str) -> bool:
     """Measures the weights that `config.evaluation` names; False if it names none."""
     path = config.get("evaluation", {}).get("rq_ckpt", "")
     if path:
-        from jaxcomp.jobs import residual_vq
+        from jaxcomp.jobs import rq_evaluate
 
-        residual_vq.evaluate_checkpoint(config, path, workdir)
+        rq_evaluate.evaluate_checkpoint(config, path, workdir)
     return bool(path)
 
 
