@@ -154,6 +154,11 @@ def test_the_whole_grid_again_is_the_table_of_the_run_with_figures(place, run, t
     assert "Use of the codebooks" in page and "index.html" not in page
 
 
+def test_evaluating_needs_codebooks(place, capsys):
+    assert evaluate(place, "", "--eval_num_codebooks=1") == 1
+    assert "needs --rq_ckpt=FILE" in capsys.readouterr().err
+
+
 def test_evaluating_again_leaves_the_table_of_a_run_alone(place, run, capsys):
     before = (run / "grid.json").read_bytes()
     assert evaluate(place, run, f"--rq_ckpt={run}", "--eval_num_codebooks=1") == 1

@@ -87,8 +87,17 @@ def build_job(config: Any) -> Any:
 
 
 def evaluate_saved(config: Any, workdir: str) -> bool:
-    """Measures the weights that `config.evaluation` names; False if it names none."""
+    """Measures the weights that `config.evaluation` names; False if it names none.
+
+    Raises:
+      ConfigError: residual codes without weights and without a run directory.
+    """
     path = config.get("evaluation", {}).get("rq_ckpt", "")
+    if not path and not workdir and config.task == "residual_vq":
+        raise ConfigError(
+            "--mode=eval of residual codes needs --rq_ckpt=FILE, the codebooks to measure (rq.npz, "
+            "the file of a stage, or a run directory), or --workdir=RUN"
+        )
     if path:
         from jaxcomp.jobs import rq_evaluate
 
