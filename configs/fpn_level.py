@@ -32,6 +32,7 @@ def get_config(arg_string: str = ""):
         config.model.update(in_channels=64, n_hidden=64, n_channels=64, stages=2)
         training.update(batch_size=8, learning_rate=1e-3, rate_weight=1.5e-3)
         # A frame of a fine level holds many positions, so fewer passes over the frames do.
+        training.prior_lr_factor = 10.0  # else the prior lags behind for hundreds of steps
         training.epochs = {0: 30, 1: 40}.get(args.level, 60)
         training.lr_schedule.update(name="cosine")
         training.early_stopping.patience = 0

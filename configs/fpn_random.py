@@ -28,8 +28,8 @@ def get_config(arg_string: str = ""):
         training.update(batch_size=4, epochs=100, learning_rate=5e-5, rate_weight=2.5e-4)
     else:
         config.model.update(in_channels=64, n_hidden=64, n_channels=64, stages=2)
-        config.data.train_size = 300
-        training.update(batch_size=4, epochs=24, learning_rate=1e-3, rate_weight=1e-2)
+        config.data.train_size = 900
+        training.update(batch_size=2, epochs=8, learning_rate=2e-3, rate_weight=1e-2)
         training.prior_lr_factor = 10.0
         training.lr_schedule.update(name="cosine")
         training.early_stopping.patience = 0

@@ -198,6 +198,22 @@ def test_systems_are_runs_that_differ_in_the_rate_weight_alone(tmp_path, data_fo
     assert all(p.whole for p in points) and len({p.name for p in points}) == 5
 
 
+def test_a_chain_of_runs_is_one_system(tmp_path, data_folder):
+    toy.save_run(tmp_path / "old" / "a", "random", 0.01, seed=1, epochs=12)
+    toy.save_run(tmp_path / "old" / "b", "random", 0.02, seed=2, epochs=5)
+    toy.save_run(tmp_path / "old" / "c", "random", 0.04, seed=3, epochs=5)
+    for name, before in (("b", "a"), ("c", "b")):
+        file = tmp_path / "old" / name / "config.json"
+        content = json.loads(file.read_text())
+        content["model"]["initial"] = str(tmp_path / "old" / before / "codec.npz")
+        file.write_text(json.dumps(content))
+    (tmp_path / "old").rename(tmp_path / "moved")
+    points = point_systems.find_points([tmp_path], tmp_path / "out")
+    assert [(p.system, p.rate_weight) for p in points] == [
+        ("random, feature loss", rate) for rate in (0.01, 0.02, 0.04)
+    ]
+
+
 def test_five_levels_of_one_rate_weight_become_a_pyramid(tmp_path, data_folder):
     for level in range(5):
         toy.save_run(

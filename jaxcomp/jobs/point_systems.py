@@ -23,7 +23,7 @@ from jaxcomp.models.fpn import LEVELS
 # What may differ between the points of a curve, or says nothing about the codec.
 _POINT_KEYS = (
     *("training.rate_weight", "level", "profile", "evaluation.", "detector."),
-    *("data.cache_features", "data.feature_store"),
+    *("data.cache_features", "data.feature_store", "model.initial"),
 )
 _LEVEL_KEYS = ("training.epochs",)  # of single levels: finer ones need fewer passes
 
@@ -104,7 +104,7 @@ def find_points(paths: Sequence[Path], assembled: Path) -> list[CodecPoint]:
       CheckpointError: no codec is there, or one is damaged.
     """
     files = [path for path in codec_files(paths) if assembled.resolve() not in path.parents]
-    loaded = [(path, load_codec(path), run_config(path)) for path in files]
+    loaded = [(path, load_codec(path), _of_chain(path, run_config(path))) for path in files]
     levels = [row for row in loaded if isinstance(row[1], LevelCodec)]
     rest = [row for row in loaded if not isinstance(row[1], LevelCodec)]
     for group in _grouped(levels).values():
@@ -116,6 +116,30 @@ def find_points(paths: Sequence[Path], assembled: Path) -> list[CodecPoint]:
 
 
 Row = tuple[Path, Any, dict[str, Any]]
+
+
+def _of_chain(path: Path, config: dict[str, Any]) -> dict[str, Any]:
+    """A run that started from another one's codec belongs to the curve of the chain's first run.
+
+    It trained for a share of the epochs of that run, whose number of epochs tells the system.
+    """
+    first, seen = config, {path}
+    while initial := first.get("model", {}).get("initial"):
+        path = _initial_file(path, Path(initial))
+        if path in seen or not (path.parent / "config.json").exists():
+            break
+        seen.add(path)
+        first = run_config(path)
+    if first is config:
+        return config
+    epochs = first.get("training", {}).get("epochs")
+    return {**config, "training": {**config["training"], "epochs": epochs}}
+
+
+def _initial_file(path: Path, initial: Path) -> Path:
+    """Where the codec is that a run started from: as written, or beside a folder that was moved."""
+    moved = [path.parents[n].joinpath(*initial.parts[-n - 1 :]) for n in (1, 2)]
+    return next((p.resolve() for p in (*moved, initial) if p.exists()), initial)
 
 
 def _grouped(rows: Sequence[Row]) -> dict[Any, list[Row]]:
