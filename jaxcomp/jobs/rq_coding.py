@@ -192,8 +192,8 @@ def read_partial(
     """
     features, count, errors = codec.decompress_partial(blob)
     held = chunks.read_head(blob).count - 1
-    words = [f"{type(error).__name__}: {error}" for error in errors]
-    words += [f"{count} of {held} codebooks could be read"] if errors else []
+    words = [f"{count} of {held} codebooks could be read"] if errors else []
+    words += [f"{type(error).__name__}: {error}" for error in errors]
     return features, words, count
 
 
