@@ -7,11 +7,13 @@ import numpy as np
 
 from jaxcomp import codecs, loaders
 from jaxcomp.codecs.factorised import FactorisedCodec, refresh_quantiles, with_statistics
+from jaxcomp.codecs.pyramid import pyramid_sizes
 from jaxcomp.models.fpn import LEVELS
 
 CHANNELS = 6
 KINDS = ("level", "joint", "random", "assembled")
 ODD = [(13, 21), (7, 11), (4, 6), (2, 3), (1, 2)]  # halves, rounded up
+KITTI = pyramid_sizes((94, 311), 5)  # of 375 x 1242 pixels, a quarter of them and halves
 LAWLESS = [(13, 21), (6, 10), (3, 5), (2, 2), (1, 1)]  # halves, rounded down
 
 

@@ -98,25 +98,58 @@ def test_batches(kinds, kind):
         coder.compress(features)
 
 
-def test_another_process_decodes_the_same_integers(kinds, folder):
-    features = toy.features(toy.ODD)
-    code = (
-        "import sys, numpy as np\nfrom jaxcomp.loaders import load_codec\n"
-        "for kind in sys.argv[2:]:\n"
-        "    path = sys.argv[1] + '/' + kind\n"
-        "    out = load_codec(path + '.npz').decompress(open(path + '.jxc', 'rb').read())\n"
-        "    np.savez(path + '.out.npz', **out)\n"
-    )
+# Stands for the receiver: it has the codecs' files and the coded frames, nothing else.
+RECEIVER = """
+import pathlib, sys
+import numpy as np
+from jaxcomp.codecs import bitstream
+from jaxcomp.loaders import load_codec
+folder = pathlib.Path(sys.argv[1])
+for kind in sys.argv[2:]:
+    codec = load_codec(folder / f"{kind}.npz")
+    for file in sorted(folder.glob(f"{kind}_*.jxc")):
+        blob = file.read_bytes()
+        streams = bitstream.read(blob).streams
+        integers = codec.coder.decode_streams(streams)
+        named = {f"stream_{s.name}": x for s, x in zip(streams, integers, strict=True)}
+        np.savez(file.with_suffix(".out.npz"), **codec.decompress(blob), **named)
+"""
+
+
+def test_another_process_decodes_exactly_what_was_coded(kinds, folder):
+    """The pyramid of 375 x 1242 pixels, one frame alone and two together, by every kind."""
+    sent, alone = {}, toy.features(toy.KITTI, frames=1)
+    assert [toy.KITTI[i] for i in (0, 1, 4)] == [(94, 311), (47, 156), (6, 20)]
+    both = {name: np.concatenate([x, x[:, ::-1]]) for name, x in alone.items()}
     for kind, codec in kinds.items():
-        (folder / f"{kind}.jxc").write_bytes(codec.compress(features))
-    argv = [sys.executable, "-c", code, str(folder), *kinds]
+        blobs = [codec.compress(alone), *codec.coder.compress_batch(both)]
+        sent |= {f"{kind}_{i}": (codec, blob) for i, blob in enumerate(blobs)}
+    for name, (_, blob) in sent.items():
+        (folder / f"{name}.jxc").write_bytes(blob)
+        streams = bitstream.read(blob).streams
+        payload = sum(len(stream.payload) for stream in streams)
+        assert payload > 1000 and 0 < len(blob) - payload < 24 + 16 * len(streams)
+    argv = [sys.executable, "-c", RECEIVER, str(folder), *kinds]
     subprocess.run(argv, check=True, cwd=ROOT)
-    for kind, codec in kinds.items():
-        mine = codec.decompress((folder / f"{kind}.jxc").read_bytes())
-        with np.load(folder / f"{kind}.out.npz") as theirs:
-            assert tuple(theirs.files) == codec.levels
-            for name, x in mine.items():
-                np.testing.assert_allclose(theirs[name], x, rtol=1e-5, atol=1e-5)
+    for name, (codec, blob) in sent.items():
+        with np.load(folder / f"{name}.out.npz") as theirs:
+            mine = codec.decompress(blob)
+            assert set(mine) == {key for key in theirs if not key.startswith("stream_")}
+            for level, x in mine.items():
+                assert x.shape[1:3] == toy.KITTI[LEVELS.index(level)]
+                np.testing.assert_array_equal(theirs[level], x)
+            _same_integers(codec, alone if name.endswith("_0") else both, theirs, name)
+
+
+def _same_integers(codec, features, found, name):
+    """What was read back are the integers of the encoder, not others that look alike."""
+    maps, _ = codec.coder._streams(features, None)
+    row = max(int(name[-1]) - 1, 0)
+    for stream, x in maps.items():
+        model = codec.coder.models[stream]
+        np.testing.assert_array_equal(
+            found[f"stream_{stream}"], coding.encode_symbols(*model, x, stream)[row]
+        )
 
 
 def test_streams_of_the_kinds_are_not_mixed_up(kinds):
