@@ -178,3 +178,59 @@ def test_level_analysis_survives_zero_features_and_no_samples():
     )
     text = documents.level_analysis(level=4, rate_weight=1e-3, epoch=1, samples=[])
     assert "No frame was analysed." in text
+
+
+@pytest.mark.parametrize(
+    ("rate_weight", "path"),
+    [
+        (2.5e-4, "fpn_analysis/lambda_0.00025/lambda_2.5e-4_epoch_10_analysis.txt"),
+        (0.012, "fpn_analysis/lambda_0.012/lambda_1.2e-2_epoch_10_analysis.txt"),
+        (1.0, "fpn_analysis/lambda_1.000/lambda_1e0_epoch_10_analysis.txt"),
+        (40.0, "fpn_analysis/lambda_40.000/lambda_4e1_epoch_10_analysis.txt"),
+        (0.0, "fpn_analysis/lambda_0.000/lambda_0_epoch_10_analysis.txt"),
+    ],
+)
+def test_pyramid_analyses_have_the_documented_names(rate_weight, path):
+    assert documents.pyramid_analysis_path(rate_weight, 10) == path
+
+
+def test_the_exponent_names_the_weight_exactly():
+    weights = [m * 10.0**-e for m, e in itertools.product((1, 1.5, 2.5, 1 / 3), range(20))]
+    assert [float(documents.lambda_exponent(w)) for w in weights] == weights
+
+
+def test_pyramid_analysis_weighs_levels_by_their_values():
+    fine = {"original": np.full((4, 3, 2), 2.0), "restored": np.full((4, 3, 2), 1.0), "bits": 24.0}
+    coarse = {"original": np.ones((2, 2, 2)), "restored": np.ones((2, 2, 2)), "bits": 8.0}
+    words = {"treatment": "random", "rate_weight": 1e-3, "epoch": 2}
+    text = documents.pyramid_analysis(**words, levels=[[fine] * 2, [coarse] * 2], bits=[32.0] * 2)
+    first, second = text.partition("Level 1:")[::2]
+    assert "Pyramid Key: P2" in first and "MSE: 1.000000" in first and "BPP: 2.0000" in first
+    assert "Pyramid Key: P3" in second and "MSE: 0.000000" in second and "BPP: 2.0000" in second
+    # 24 values of which each is wrong by 1, 8 that are right; energy 24 x 4 + 8 x 1.
+    assert "Overall MSE: 0.750000" in text and "Overall BPP: 2.0000" in text
+    assert f"Overall Relative MSE: {24 / 104:.6f}" in text
+    assert "Overall Bytes per Frame, Estimated: 4" in text
+    shared = [[sample | {"bits": None}] for sample in (fine, coarse)]
+    joint = documents.pyramid_analysis(**words | {"treatment": "joint"}, levels=shared, bits=[32.0])
+    assert joint.count("BPP: n/a, one stream for all") == 2 and "Overall BPP: 2.0000" in joint
+    none = documents.pyramid_analysis(**words, levels=[[], []], bits=[])
+    assert "No frame was analysed." in none
+
+
+@pytest.mark.parametrize("treatment", ["joint", "random"])
+def test_the_summary_of_a_pyramid_names_no_single_level(treatment):
+    words = SUMMARY | {"level": None, "treatment": treatment}
+    text = documents.training_summary(**words, distortion="what the tail sees")
+    level = documents.training_summary(**SUMMARY).splitlines()
+    assert len(text.splitlines()) == len(level) and "FPN Levels: 0-4 (P2-P6)" in text
+    assert treatment in text.splitlines()[0].lower() and "None" not in text
+    assert "Best Validation Loss: 0.1235" in text and "what the tail sees + Lambda" in text
+
+
+def test_diagnostics_list_the_levels_of_a_pyramid():
+    levels = {f"fpn_mse/L{i}": 0.1 * i for i in range(5)}
+    text = documents.training_diagnostics(**DIAGNOSTICS | {"val": DIAGNOSTICS["val"] | levels})
+    assert "Validation MSE by Level:" in text and "L4: 0.400000" in text
+    one = documents.training_diagnostics(**DIAGNOSTICS | {"val": {"fpn_mse/L2": 1.0}})
+    assert "by Level" not in one

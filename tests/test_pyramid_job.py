@@ -201,3 +201,22 @@ def test_a_run_leaves_a_codec_of_all_levels(kind, tmp_path, monkeypatch):
     assert len(bitstream.read(files[0].read_bytes()).streams) == len(codec.stream_names)
     assert detector.detect_from_features(decoded)["boxes"].shape[-1] == 4
     assert "P2-P6" in (tmp_path / "run" / "index.html").read_text()
+    _documented_texts(tmp_path / "run", summary, kind)
+
+
+def _documented_texts(run, summary, kind):
+    text = (run / "training_summary.txt").read_text()
+    loss = next(line for line in text.splitlines() if "Best Validation Loss:" in line)
+    assert float(loss.split(" ")[3]) == pytest.approx(summary["best_validation_loss"], abs=1e-4)
+    assert f"Total Parameters: {summary['params']:,}" in text
+    assert ("frozen tail" in text) == (kind == "random")
+    assert "L4: " in (run / "training_diagnostics_epoch_1.txt").read_text()
+    (file,) = run.glob("fpn_analysis/lambda_0.010/lambda_1e-2_epoch_1_analysis.txt")
+    text = file.read_text()
+    assert f"Treatment: {kind}" in text and "Batch Size: 2" in text
+    assert text.count("Pyramid Key: P") == 5
+    assert text.count("BPP: n/a") == (5 if kind == "joint" else 0)
+    # The whole held-out set is these two frames, so that the text tells what the files cost.
+    rate = float(text.split("Overall BPP: ")[1].split()[0])
+    positions = sum(np.prod(level["shape"][:2]) for level in summary["levels"].values())
+    assert rate == pytest.approx(summary["estimated_bits"] / 2 / positions, rel=1e-3)

@@ -262,6 +262,32 @@ def measure(
     return metrics, arrays
 
 
+def write_summary(
+    config: Any, result: FitResult, workdir: Path, parameters: int, treatment: str = "level"
+) -> None:
+    """`training_summary.txt`; treatments are those of `documents.training_summary`."""
+    training, network = config.training, config.model
+    joined = len(LEVELS) if treatment == "joint" else 1
+    judged = " and what the frozen tail makes of them" if training.task_weight else ""
+    text = documents.training_summary(
+        level=config.level if treatment == "level" else None,
+        treatment=treatment,
+        config_name=config_file(workdir) or network.name,
+        detection_checkpoint=config.detector.path or "shipped with jaxcomp",
+        rate_weight=training.rate_weight,
+        learning_rate=training.learning_rate,
+        batch_size=training.batch_size,
+        epochs=result.epochs,
+        best_validation_loss=result.best_loss,
+        in_channels=network.in_channels * joined,
+        hidden_channels=network.n_hidden,
+        latent_channels=network.n_channels,
+        parameters=parameters,
+        distortion=f"MSE of the normalised features{judged}",
+    )
+    atomic_write(workdir / "training_summary.txt", text)
+
+
 def _evaluate(
     config: Any,
     task: FeatureCodecTask,
@@ -277,21 +303,7 @@ def _evaluate(
     codec = _export(config, task.codec, variables, detector, workdir / CODEC_FILE)
     metrics, arrays = measure(config, detector, level_coder(codec), images, workdir, progress)
     count = factorised.parameter_count(variables)
-    summary = documents.training_summary(
-        level=config.level,
-        config_name=config_file(workdir) or config.model.name,
-        detection_checkpoint=config.detector.path or "shipped with jaxcomp",
-        rate_weight=config.training.rate_weight,
-        learning_rate=config.training.learning_rate,
-        batch_size=config.training.batch_size,
-        epochs=result.epochs,
-        best_validation_loss=result.best_loss,
-        in_channels=config.model.in_channels,
-        hidden_channels=config.model.n_hidden,
-        latent_channels=config.model.n_channels,
-        parameters=count,
-    )
-    atomic_write(workdir / "training_summary.txt", summary)
+    write_summary(config, result, workdir, count)
     return {
         "params": count,
         "params_digest": checkpoint.tree_digest(result.state.params),

@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp import checkpoint, data
+from jaxcomp import checkpoint, data, documents
 from jaxcomp.codecs import bitstream, factorised
 from jaxcomp.codecs.tables import build_tables
 from jaxcomp.data.levels import cached_levels, level_draws
@@ -33,10 +33,12 @@ from jaxcomp.tasks.feature_codec import (
 )
 from jaxcomp.tasks.pyramid_codec import PyramidTask, pyramid_statistics, pyramid_task
 from jaxcomp.tasks.tail_distortion import TailDistortion
-from jaxcomp.train import FitResult
+from jaxcomp.train import EpochSummary, FitResult
 from jaxcomp.types import DataSplits
+from jaxcomp.workdir import atomic_write
 
 TREATMENTS = {JOINT_MODEL: "joint", RANDOM_MODEL: "random"}
+ANALYSIS_EPOCHS = 10
 
 
 def build(config: Any) -> Job:
@@ -62,7 +64,7 @@ def build(config: Any) -> Job:
     return Job(
         task=task,
         splits=splits,
-        callbacks=(functools.partial(shared.write_diagnostics, config),),
+        callbacks=(functools.partial(_write_epoch, config, _passing(task), splits),),
         evaluate=functools.partial(_evaluate, config, task, detector, images, statistics),
         fingerprint=images.fingerprint,
     )
@@ -80,6 +82,63 @@ def _data(
     batches = itertools.islice(images.train_once(), shared.STATISTICS_BATCHES)
     statistics = pyramid_statistics(frozen_features.pyramids(config, detector, LEVELS, batches))
     return level_draws(images, LEVELS, config.seed) if draw else images, statistics
+
+
+def _passing(task: PyramidTask) -> Callable[..., Any]:
+    """`(frozen, variables, batch) -> (features, decoded, bits)`, compiled."""
+
+    @jax.jit
+    def passed(frozen: Any, variables: Any, batch: Any) -> Any:
+        features = task.features(frozen, batch)
+        return features, *task.decoded(variables, features)
+
+    return passed
+
+
+def _write_epoch(
+    config: Any,
+    passed: Callable[..., Any],
+    splits: DataSplits,
+    summary: EpochSummary,
+) -> None:
+    """The documented text files of an epoch."""
+    shared.write_diagnostics(config, summary)
+    if summary.epoch % ANALYSIS_EPOCHS == 0 or summary.epoch in (1, summary.epochs):
+        _write_analysis(config, passed, splits, summary)
+
+
+def _write_analysis(
+    config: Any,
+    passed: Callable[..., Any],
+    splits: DataSplits,
+    summary: EpochSummary,
+) -> None:
+    """Rate, error and statistics of every level on a few held-out frames."""
+    batch = next(iter(splits.validation()))
+    variables = variables_of(summary.state.params, summary.state.stats)
+    rows = np.flatnonzero(batch["mask"])[: config.evaluation.pictures]
+    few = jax.tree.map(lambda x: x[rows], dict(batch))
+    variables = factorised.refresh_quantiles(variables)
+    features, restored, bits = passed(summary.frozen, variables, few)
+    weight = config.training.rate_weight
+    text = documents.pyramid_analysis(
+        treatment=TREATMENTS[config.model.name],
+        rate_weight=weight,
+        epoch=summary.epoch,
+        levels=[
+            _samples(np.asarray(features[level]), np.asarray(restored[level]), bits.get(level))
+            for level in LEVELS
+        ],
+        bits=[float(b) for b in sum(bits.values())],
+    )
+    atomic_write(summary.workdir / documents.pyramid_analysis_path(weight, summary.epoch), text)
+
+
+def _samples(x: np.ndarray, restored: np.ndarray, bits: Any) -> list[dict[str, Any]]:
+    """The samples of a level for its analysis; without bits where the level has no stream."""
+    sizes = [None] * len(x) if bits is None else [float(b) for b in bits]
+    rows = zip(x, restored, sizes, strict=True)
+    return [{"original": a, "restored": b, "bits": n} for a, b, n in rows]
 
 
 def pyramid_coder(codec: PyramidCodec, statistics: dict[str, np.ndarray]) -> FeatureCoder:
@@ -121,10 +180,12 @@ def _evaluate(
     )
     coder = pyramid_coder(codec, statistics)
     metrics, _ = shared.measure(config, detector, coder, images, workdir, progress)
+    count = factorised.parameter_count(variables)
+    shared.write_summary(config, result, workdir, count, treatment)
     return {
         "level": None,
         "treatment": treatment,
-        "params": factorised.parameter_count(variables),
+        "params": count,
         "params_digest": checkpoint.tree_digest(result.state.params),
         "detector_digest": detector.digest,
         "loss_convention": LOSS_CONVENTION,

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp.codecs.pyramid import join_levels, level_variables, split_levels
+from jaxcomp.codecs.pyramid import JOINT, join_levels, level_variables, split_levels
 from jaxcomp.errors import ConfigError
 from jaxcomp.models.fpn import LEVELS
 from jaxcomp.tasks.feature_codec import FeatureCodecTask, FeatureSums, Judge
@@ -67,6 +67,10 @@ def joint_statistics(statistics: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
 class PyramidTask(FeatureCodecTask):
     """What both have in common: features are a dict of levels."""
 
+    def decoded(self, variables: PyTree, features: Features) -> tuple[Features, dict[str, Array]]:
+        """See `RandomLevelTask.decoded`."""
+        raise NotImplementedError
+
     def features(self, frozen: PyTree, batch: Batch) -> Features:
         """{level: [B, H_l, W_l, C]}: cached ones or the head's, or the drawn one alone."""
         cached = {name: batch[name] for name in LEVELS if name in batch}
@@ -105,6 +109,19 @@ class JointCodecTask(PyramidTask):
     def _model_input(self, features: Features) -> Array:
         return join_levels([features[name] for name in LEVELS])
 
+    def decoded(self, variables: PyTree, features: Features) -> tuple[Features, dict[str, Array]]:
+        """As of `RandomLevelTask`, with one stream, "joint"."""
+        out, restored = self._passed(variables, features)
+        return dict(zip(LEVELS, restored, strict=True)), {JOINT: out["bits"].sum((1, 2, 3))}
+
+    def _passed(
+        self, variables: PyTree, features: Features, rng: Array | None = None, train: bool = False
+    ) -> tuple[Any, list[Array]]:
+        """What the codec makes of the joint map, and the decoded levels."""
+        levels = [features[name] for name in LEVELS]
+        out: Any = self.codec.apply(variables, join_levels(levels), rng, train)
+        return out, split_levels(out["x_hat"], [(x.shape[1], x.shape[2]) for x in levels])
+
     def terms(
         self,
         variables: PyTree,
@@ -115,11 +132,9 @@ class JointCodecTask(PyramidTask):
     ) -> dict[str, Array]:
         """Distortion and rate of each row, [B], and the squared error of each level."""
         levels = [features[name] for name in LEVELS]
-        out = self.codec.apply(variables, join_levels(levels), rng, train)
-        sizes = [(x.shape[1], x.shape[2]) for x in levels]
-        restored = split_levels(out["x_hat"], sizes)
+        out, restored = self._passed(variables, features, rng, train)
         errors = [jnp.square(x - y).mean((1, 2, 3)) for x, y in zip(levels, restored, strict=True)]
-        positions = np.asarray([height * width for height, width in sizes], np.float32)
+        positions = np.asarray([x.shape[1] * x.shape[2] for x in levels], np.float32)
         weights = positions / positions.sum()
         mse = sum(w * e for w, e in zip(weights, errors, strict=True))
         chosen = mse if self.level_weights == "elements" else sum(errors) / len(errors)
@@ -140,6 +155,15 @@ class RandomLevelTask(PyramidTask):
         """The statistics of all levels side by side: mean [L, C] and scale [L]."""
         own = {name: jnp.asarray(self.statistics[name]) for name in ("mean", "scale")}
         return {**variables, "stats": {**variables["stats"], **own}}
+
+    def decoded(self, variables: PyTree, features: Features) -> tuple[Features, dict[str, Array]]:
+        """({level: [B, H_l, W_l, C] decoded from rounded latents}, {stream: [B] bits})."""
+        restored, bits = {}, {}
+        for name, x in features.items():
+            own = level_variables(variables, LEVELS.index(name))
+            out: Any = self.codec.apply(own, x)
+            restored[name], bits[name] = out["x_hat"], out["bits"].sum((1, 2, 3))
+        return restored, bits
 
     def terms(
         self,
