@@ -9,6 +9,7 @@ goes on where it was interrupted. Members (`--only=NAME,NAME` takes some of them
 
     joint, random, level              squared error of the features, noise (the documents' loss)
     joint_task, random_task, ...      the frozen tail judges too, rounded latents for the decoder
+    random_rounded, random_tail       each of these two alone (embedded)
 
 The runs of a member are a chain: the smallest rate weight trains from scratch, each further one
 from the codec before it, for a share of the epochs.
@@ -44,6 +45,10 @@ def _embedded():
         for suffix, values, extra in (("", weights, ()), ("_task", tail, TASK)):
             config, overrides = f"configs/fpn_{name}.py", (*steps, *extra)
             members[name + suffix] = _member(config, values, overrides, levels, count, 0.4)
+    for name, values, extra in (("rounded", weights, TASK[1:]), ("tail", tail, TASK[:1])):
+        members[f"random_{name}"] = _member(
+            "configs/fpn_random.py", values, (*steps, *extra), (), epochs["random"], 0.4
+        )
     return members, ("data.train_size=900", "data.val_size=100")
 
 

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
 
@@ -21,6 +22,7 @@ from jaxcomp.errors import JaxcompError
 from jaxcomp.types import PyTree
 
 HEARTBEAT_SECONDS = 30  # after which a silent process counts as dead
+GRACE_SECONDS = 10  # for the others to end by the same error
 LONG_SECONDS = 7 * 24 * 3600  # others may evaluate for days
 _names = itertools.count()  # every message has a name of its own; all processes count alike
 
@@ -196,14 +198,28 @@ def gone(where: str, error: BaseException) -> ProcessError:
     )
 
 
+def _told_the_end() -> None:
+    """Says that this process ends; the first one hears the others out."""
+    client, until = _client(), time.monotonic() + GRACE_SECONDS
+    if not is_primary():
+        client.key_value_set(f"jaxcomp/end/{index()}", "1")
+        return
+    for i in range(1, count()):
+        left = max(1, round(1000 * (until - time.monotonic())))
+        client.blocking_key_value_get(f"jaxcomp/end/{i}", left)
+
+
 def end(status: int) -> NoReturn:
     """Ends this process.
 
     After an error it does not part from the others, which would mean to wait for them while they
-    wait for it: they notice that it is gone.
+    wait for it: they notice that it is gone. Only the first one, which answers for all, gives them
+    `GRACE_SECONDS` to end by the same error: without it the runtime aborts them.
     """
     sys.stdout.flush()
     sys.stderr.flush()
     if status and count() > 1:
+        with contextlib.suppress(Exception):
+            _told_the_end()
         os._exit(status)
     sys.exit(status)

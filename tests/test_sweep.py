@@ -79,7 +79,7 @@ def values(run):
 
 def test_every_member_rate_and_level_is_a_run_of_its_own():
     runs = sweep.plan(load_config(SWEEP).sweep)
-    assert len(runs) == len({run.folder for run in runs}) == (3 + 3 + 15) * 2
+    assert len(runs) == len({run.folder for run in runs}) == (3 + 3 + 15) * 2 + 2 * 3
     level = next(r for r in runs if r.member == "level_task" and r.level == 3)
     assert "--config=configs/fpn_level.py:level=3" in level.arguments
     assert values(level)["training.task_weight"] == "1.0"
