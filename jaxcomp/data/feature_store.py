@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import fcntl
 import hashlib
 import json
 import os
@@ -22,12 +21,13 @@ import re
 import shutil
 import time
 import uuid
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from jaxcomp.data.waiting import held, one_at_a_time
 from jaxcomp.errors import DataError, NonFiniteError
 
 VERSION = 1
@@ -127,6 +127,13 @@ def open_store(folder: Path, origin: Mapping[str, Any]) -> tuple[Stored, Stored]
     return training, held_out
 
 
+def sole_writer(
+    folder: Path, origin: Mapping[str, Any], say: Callable[[], Any]
+) -> contextlib.AbstractContextManager[None]:
+    """Lets one process at a time make a store; see `waiting.one_at_a_time`."""
+    return one_at_a_time(folder / f".{store_key(origin)}.{_LOCK}", say)
+
+
 def _arrays(path: Path, split: str, frames: int, shapes: Mapping[str, tuple[int, ...]]) -> Stored:
     file = path / f"{split}.arrayrecord"
     return {
@@ -192,7 +199,7 @@ def _part(folder: Path, key: str) -> Iterator[Path]:
     part.mkdir(parents=True)
     try:
         with (part / f"{_LOCK}.new").open("wb") as file:
-            if _locked(file):
+            if held(file):
                 # It gets its name when it is locked: a lock that is free has no writer.
                 os.replace(part / f"{_LOCK}.new", part / _LOCK)
             yield part
@@ -200,21 +207,12 @@ def _part(folder: Path, key: str) -> Iterator[Path]:
         shutil.rmtree(part, ignore_errors=True)
 
 
-def _locked(file: Any, wait: bool = False) -> bool:
-    """Whether this process now holds the lock of an open file; False too where there are none."""
-    try:
-        fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-    except OSError:
-        return False
-    return True
-
-
 def _publish(part: Path, final: Path) -> None:
     """Gives a complete part its name, unless another writer was faster: its content is the same."""
     for name in (_LOCK, f"{_LOCK}.new"):
         (part / name).unlink(missing_ok=True)
     with (final.parent / f".{_LOCK}").open("wb") as file:
-        _locked(file, wait=True)
+        held(file, wait=True)
         if (final / _RECORD).exists():
             return
         if final.is_dir():  # no store: somebody deleted or copied half of one
@@ -236,7 +234,7 @@ def _remove_abandoned(folder: Path) -> None:
         with contextlib.suppress(OSError):  # it ends, or another process removes it
             if (part / _LOCK).exists():
                 with (part / _LOCK).open("rb+") as file:
-                    if _locked(file):
+                    if held(file):
                         shutil.rmtree(part, ignore_errors=True)
             elif time.time() - _changed(part) > _ABANDONED:
                 shutil.rmtree(part, ignore_errors=True)

@@ -17,6 +17,7 @@ import os
 import sys
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import tqdm
@@ -24,6 +25,7 @@ from etils import epath
 from google.protobuf import json_format
 
 from jaxcomp.data import scenes_frame, scenes_tools, scenes_worker
+from jaxcomp.data.waiting import one_at_a_time
 from jaxcomp.errors import DataError
 
 with warnings.catch_warnings():
@@ -148,7 +150,10 @@ def prepare_scenes(
     try:
         with _quiet():
             builder = scenes_builder(settings, data_dir, workers)  # reads a folder that exists
-            builder.download_and_prepare()
+            if not builder.is_prepared():
+                with _sole_maker(settings, data_dir):
+                    builder = scenes_builder(settings, data_dir, workers)
+                    builder.download_and_prepare()
     except (json_format.ParseError, ValueError) as error:
         folder = _root(data_dir) / Scenes.name / settings.name() / str(Scenes.VERSION)
         if not folder.is_dir():
@@ -168,6 +173,19 @@ def prepare_scenes(
             "TFDS_DATA_DIR to a folder with write permission and free space"
         ) from error
     return builder
+
+
+def _sole_maker(
+    settings: ScenesSettings, data_dir: str | None
+) -> contextlib.AbstractContextManager[None]:
+    """Other processes that need the same frames wait for them; see `one_at_a_time`."""
+    folder = _root(data_dir) / Scenes.name
+    if "://" in os.fspath(folder):
+        return contextlib.nullcontext()  # no files of this machine
+    words = f"scenes: another process makes these frames, waiting for {folder / settings.name()}"
+    return one_at_a_time(
+        Path(folder) / f".{settings.name()}.lock", lambda: tqdm.tqdm.write(words, sys.stderr)
+    )
 
 
 def _root(data_dir: str | None) -> epath.Path:

@@ -10,7 +10,13 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from jaxcomp.data.feature_store import check_space, open_store, store_bytes, write_store
+from jaxcomp.data.feature_store import (
+    check_space,
+    open_store,
+    sole_writer,
+    store_bytes,
+    write_store,
+)
 from jaxcomp.errors import CheckpointError, NonFiniteError
 from jaxcomp.evaluate.detection import image_sizes
 from jaxcomp.jobs.job import canvas_of
@@ -21,6 +27,7 @@ from jaxcomp.models.transform import frames_of
 from jaxcomp.tasks.tail_distortion import REGIONS, TailDistortion
 from jaxcomp.types import DataSplits
 
+_WAITING = "Another run makes the features in %s; this one goes on when they are there."
 INPUT = ("resize", "height", "width", "min_side", "max_side")  # how images reach the network
 
 
@@ -173,24 +180,34 @@ def stored_pyramids(
     }
     found = open_store(folder, origin)
     if found is None:
-        first = next(pyramids(config, detector, LEVELS, images.validation(), judge))
-        shapes = {key: x.shape[1:] for key, x in first.items()}
-        frames = images.steps_per_epoch * config.training.batch_size + config.data.val_size
-        needed = store_bytes(frames, shapes)
-        check_space(folder, needed)
-        LOG.info("Features of about %d frames take %.2f GB in %s.", frames, needed / 1e9, folder)
-        batches = {"train": images.train_once(), "validation": images.validation()}
-        found = write_store(
-            folder,
-            origin,
-            {s: pyramids(config, detector, LEVELS, b, judge) for s, b in batches.items()},
-        )
+        with sole_writer(folder, origin, lambda: LOG.info(_WAITING, folder)):
+            found = open_store(folder, origin) or _store(config, detector, images, origin, judge)
     wanted = {*levels, *(REGIONS + level for level in levels if tail)}
     training, held_out = ({k: x for k, x in part.items() if k in wanted} for part in found)
     LOG.info(
         "Features of %d + %d frames are read from %s.", *map(_frames, (training, held_out)), folder
     )
     return training, held_out
+
+
+def _store(
+    config: Any,
+    detector: Detector,
+    images: DataSplits,
+    origin: Mapping[str, Any],
+    judge: TailDistortion,
+) -> tuple[Any, Any]:
+    """Makes and writes all features of a config, after a look at the free space."""
+    folder = Path(config.data.feature_store)
+    first = next(pyramids(config, detector, LEVELS, images.validation(), judge))
+    shapes = {key: x.shape[1:] for key, x in first.items()}
+    frames = images.steps_per_epoch * config.training.batch_size + config.data.val_size
+    needed = store_bytes(frames, shapes)
+    check_space(folder, needed)
+    LOG.info("Features of about %d frames take %.2f GB in %s.", frames, needed / 1e9, folder)
+    batches = {"train": images.train_once(), "validation": images.validation()}
+    parts = {s: pyramids(config, detector, LEVELS, b, judge) for s, b in batches.items()}
+    return write_store(folder, origin, parts)
 
 
 def _frames(arrays: Mapping[str, Any]) -> int:
