@@ -10,9 +10,11 @@ goes on where it was interrupted. Members (`--only=NAME,NAME` takes some of them
     joint, random, level              squared error of the features, noise (the documents' loss)
     joint_task, random_task, ...      the frozen tail judges too, rounded latents for the decoder
     random_rounded, random_tail       each of these two alone (embedded)
+    random_longer                     neither: what the same further training gives (embedded)
 
 The runs of a member are a chain: the smallest rate weight trains from scratch, each further one
-from the codec before it, for a share of the epochs.
+from the codec before it, for a share of the epochs. Those of the second and third kind start from
+the codecs of the first, for as many epochs.
 """
 
 from jaxcomp.config import base_config, parse_args
@@ -21,7 +23,7 @@ TASK = ("training.task_weight=1.0", "model.straight_through=True")
 LEVELS = (0, 1, 2, 3, 4)
 
 
-def _member(config, rate_weights, overrides=(), levels=(), epochs=(), chained_epochs=0.0):
+def _member(config, rate_weights, overrides=(), levels=(), epochs=(), chained_epochs=0.0, after=""):
     """A curve; `epochs` is one number for each level (or one), empty: those of the config."""
     return {
         "config": config,
@@ -30,6 +32,7 @@ def _member(config, rate_weights, overrides=(), levels=(), epochs=(), chained_ep
         "levels": levels,
         "epochs": epochs,
         "chained_epochs": chained_epochs,
+        "after": after,
     }
 
 
@@ -38,17 +41,22 @@ def _embedded():
     tail = (0.012, 0.045, 0.15)  # its distortion is larger than the relative error
     # Small batches: what these codecs lack in such a time is steps.
     steps = ("training.batch_size=2", "training.learning_rate=0.002")
-    members = {}
     epochs = {"joint": (3,), "random": (7,), "level": (3, 4, 5, 6, 6)}
-    for name, count in epochs.items():
-        levels = LEVELS if name == "level" else ()
-        for suffix, values, extra in (("", weights, ()), ("_task", tail, TASK)):
-            config, overrides = f"configs/fpn_{name}.py", (*steps, *extra)
-            members[name + suffix] = _member(config, values, overrides, levels, count, 0.4)
-    for name, values, extra in (("rounded", weights, TASK[1:]), ("tail", tail, TASK[:1])):
-        members[f"random_{name}"] = _member(
-            "configs/fpn_random.py", values, (*steps, *extra), (), epochs["random"], 0.4
+    members = {}
+
+    def add(name, values, levels=(), extra=(), suffix=""):
+        members[name + suffix] = _member(
+            *(f"configs/fpn_{name}.py", values, (*steps, *extra), levels, epochs[name], 0.4),
+            after=name if suffix else "",
         )
+
+    for name in epochs:
+        levels = LEVELS if name == "level" else ()
+        add(name, weights, levels)
+        add(name, tail, levels, TASK, "_task")
+    add("random", tail, extra=TASK[:1], suffix="_tail")
+    add("random", weights, extra=TASK[1:], suffix="_rounded")
+    add("random", weights, suffix="_longer")
     return members, ("data.train_size=900", "data.val_size=100")
 
 

@@ -79,11 +79,11 @@ def values(run):
 
 def test_every_member_rate_and_level_is_a_run_of_its_own():
     runs = sweep.plan(load_config(SWEEP).sweep)
-    assert len(runs) == len({run.folder for run in runs}) == (3 + 3 + 15) * 2 + 2 * 3
+    assert len(runs) == len({run.folder for run in runs}) == (3 + 3 + 15) * 2 + 3 * 3
     level = next(r for r in runs if r.member == "level_task" and r.level == 3)
     assert "--config=configs/fpn_level.py:level=3" in level.arguments
     assert values(level)["training.task_weight"] == "1.0"
-    assert values(level)["training.epochs"] == "6"
+    assert values(level)["training.epochs"] == "2"
 
 
 def test_a_chain_starts_from_the_codec_before():
@@ -96,12 +96,30 @@ def test_a_chain_starts_from_the_codec_before():
         assert int(values(run)["training.epochs"]) < int(values(runs[0])["training.epochs"])
 
 
+def test_a_member_can_start_from_the_runs_of_another():
+    runs = sweep.plan(load_config(SWEEP).sweep)
+    of = {(r.member, r.level, i): r for r in runs for i in range(3) if r.rate_weight == _rate(r, i)}
+    for level in range(5):
+        for i in range(3):
+            plain, task = of["level", level, i], of["level_task", level, i]
+            assert values(task)["model.initial"] == str(plain.folder / "codec.npz")
+            assert int(values(task)["training.epochs"]) < int(
+                values(of["level", level, 0])["training.epochs"]
+            )
+            assert task.chain == plain.chain and runs.index(plain) < runs.index(task)
+
+
+def _rate(run, i):
+    weights = load_config(SWEEP).sweep.members[run.member].rate_weights
+    return sorted(weights)[i]
+
+
 @pytest.mark.parametrize("count", [1, 2, 3])
 def test_shards_share_the_chains_out(count):
     runs = sweep.plan(load_config(SWEEP).sweep)
     parts = [sweep.shard(runs, i, count) for i in range(count)]
     assert sorted(r.name for part in parts for r in part) == sorted(r.name for r in runs)
-    chains = [{(r.member, r.level) for r in part} for part in parts]
+    chains = [{r.chain for r in part} for part in parts]
     assert sum(map(len, chains)) == len(set().union(*chains))
     with pytest.raises(ConfigError, match="index goes from"):
         sweep.shard(runs, count, count)
@@ -141,6 +159,8 @@ def test_each_process_sees_its_own_device(runs, tmp_path, monkeypatch):
         ("sweep.members.random.rate_weights=(0.1,0.1)", "one or more different numbers"),
         ("sweep.members.random.epochs=(1,2)", "a number for each"),
         ("sweep.members.random.chained_epochs=2.0", "share of the epochs"),
+        ("sweep.members.random.after=level", "give a member that starts from scratch: "),
+        ("sweep.members.random.after=joint_task", "has 1 rate weights, random 2"),
     ],
 )
 def test_contradictions_are_named(override, match):

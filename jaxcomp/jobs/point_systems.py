@@ -121,19 +121,23 @@ Row = tuple[Path, Any, dict[str, Any]]
 def _of_chain(path: Path, config: dict[str, Any]) -> dict[str, Any]:
     """A run that started from another one's codec belongs to the curve of the chain's first run.
 
-    It trained for a share of the epochs of that run, whose number of epochs tells the system.
+    It trained for a share of the epochs of that run, whose number of epochs tells the system. One
+    that started from a codec of its own rate weight is no further point but one trained further:
+    "7+3" epochs.
     """
-    first, seen = config, {path}
-    while initial := first.get("model", {}).get("initial"):
+    runs, seen = [config], {path}
+    while initial := runs[-1].get("model", {}).get("initial"):
         path = _initial_file(path, Path(initial))
         if path in seen or not (path.parent / "config.json").exists():
             break
         seen.add(path)
-        first = run_config(path)
-    if first is config:
+        runs.append(run_config(path))
+    if len(runs) == 1:
         return config
-    epochs = first.get("training", {}).get("epochs")
-    return {**config, "training": {**config["training"], "epochs": epochs}}
+    of = [run.get("training", {}) for run in runs]
+    further = of[0].get("rate_weight") == of[1].get("rate_weight")
+    epochs = f"{of[-1].get('epochs')}+{of[0].get('epochs')}" if further else of[-1].get("epochs")
+    return {**config, "training": {**of[0], "epochs": epochs}}
 
 
 def _initial_file(path: Path, initial: Path) -> Path:

@@ -9,7 +9,8 @@ Every run is a process of its own. What is finished is skipped, what was interru
 
 A member may be `chained`: the run of its smallest rate weight trains from scratch, each further one
 starts from the codec before it and trains for `chained_epochs`. Its runs then follow one another;
-different members still run side by side.
+different members still run side by side. A member with `after` names another one: each of its runs
+starts from the run of that member with as small a rate weight, and also trains for that share.
 """
 
 from __future__ import annotations
@@ -66,6 +67,7 @@ class Run:
       folder: its run directory.
       arguments: of `python -m jaxcomp.main`.
       after: the folder of the run that it starts from, None if it starts from scratch.
+      chain: runs of one chain follow one another.
     """
 
     member: str
@@ -74,6 +76,7 @@ class Run:
     folder: Path
     arguments: tuple[str, ...]
     after: Path | None = None
+    chain: tuple[str, int | None] = ("", None)
 
     @property
     def finished(self) -> bool:
@@ -138,18 +141,21 @@ def plan(config: Any) -> list[Run]:
 
     Args:
       config: the `sweep` section: `root`, `overrides` of all runs, and `members`: {name: {config,
-        rate_weights, levels, epochs, overrides, chained_epochs}}; see
+        rate_weights, levels, epochs, overrides, chained_epochs, after}}; see
         `configs/fpn_lambda_sweep.py`.
     """
     root, runs = Path(config.root), []
-    for name, member in config.members.items():
+    for name, member in sorted(config.members.items(), key=lambda item: bool(item[1].after)):
         weights = sorted(float(x) for x in member.rate_weights)
         for i, level in enumerate(tuple(member.levels) or (None,)):
             common = [*config.overrides, *member.overrides]
             if config.store_features:
                 common.append(f"data.feature_store={root / 'features'}")
             epochs = member.epochs[i] if member.epochs else 0
-            runs += _chain(root / name, name, member, weights, level, common, epochs)
+            first = [
+                r for r in runs if member.after and (r.member, r.level) == (member.after, level)
+            ]
+            runs += _chain(root / name, name, member, weights, level, common, epochs, first)
     return runs
 
 
@@ -161,24 +167,26 @@ def _chain(
     level: int | None,
     common: Sequence[str],
     epochs: int,
+    first: Sequence[Run],
 ) -> list[Run]:
     """The runs of one codec from the smallest rate weight on; `epochs` 0 means the config's."""
     runs: list[Run] = []
     spec = member.config if level is None else _with_argument(member.config, f"level={level}")
-    for weight in weights:
+    for i, weight in enumerate(weights):
         folder = root / f"rate_{weight:g}"
         if level is not None:
             folder = folder / f"level_{level}"
         own, previous = [f"training.rate_weight={weight!r}"], None
-        if runs and member.chained_epochs:
-            previous = runs[-1].folder
+        if first or (runs and member.chained_epochs):
+            previous = (first[i] if first else runs[-1]).folder
             own.append(f"model.initial={previous / CODEC}")
         share = member.chained_epochs if previous else 1.0
         if epochs:
             own.append(f"training.epochs={max(1, round(share * epochs))}")
         words = [f"--config={spec}", f"--workdir={folder}"]
         words += [f"--config.{override}" for override in (*common, *own)]
-        runs.append(Run(name, weight, level, folder, tuple(words), previous))
+        chain = (member.after or name, level)
+        runs.append(Run(name, weight, level, folder, tuple(words), previous, chain))
     return runs
 
 
@@ -194,9 +202,9 @@ def shard(runs: Sequence[Run], index: int, count: int) -> list[Run]:
     """
     if not 0 <= index < count:
         raise ConfigError(f"--shard={index}/{count}: the index goes from 0 to {count - 1}")
-    chains = list(dict.fromkeys((run.member, run.level) for run in runs))
+    chains = list(dict.fromkeys(run.chain for run in runs))
     mine = {chain for i, chain in enumerate(chains) if i % count == index}
-    return [run for run in runs if (run.member, run.level) in mine]
+    return [run for run in runs if run.chain in mine]
 
 
 def report_command(config: Any) -> list[str]:
@@ -240,7 +248,7 @@ class Sweep:
         """
         chains: dict[tuple[str, int | None], list[Run]] = {}
         for run in self.runs:
-            chains.setdefault((run.member, run.level), []).append(run)
+            chains.setdefault(run.chain, []).append(run)
         told, pool = self._children.told(), ThreadPoolExecutor(max_workers=self.jobs)
         with told, pool:
             pending = [pool.submit(self._chain, chain) for chain in chains.values()]

@@ -7,7 +7,7 @@ from typing import Any
 
 from jaxcomp.rules.workload import Workload
 
-_MEMBER = ("config", "rate_weights", "levels", "overrides", "epochs", "chained_epochs")
+_MEMBER = ("config", "rate_weights", "levels", "overrides", "epochs", "chained_epochs", "after")
 
 
 def _contradictions(leaves: Mapping[str, Any]) -> Iterable[str]:
@@ -31,6 +31,25 @@ def _contradictions(leaves: Mapping[str, Any]) -> Iterable[str]:
         share = leaves.get(f"{prefix}chained_epochs", 0.0)
         if not 0 <= share <= 1:
             yield f"config.{prefix}chained_epochs={share!r} is a share of the epochs, from 0 to 1."
+        yield from _starts(leaves, members, name)
+
+
+def _starts(leaves: Mapping[str, Any], members: set[str], name: str) -> Iterable[str]:
+    """What is wrong with the member that another one starts from."""
+    prefix, after = f"sweep.members.{name}.", leaves.get(f"sweep.members.{name}.after", "")
+    if not after:
+        return
+    if after not in members - {name} or leaves.get(f"sweep.members.{after}.after"):
+        others = ", ".join(m for m in sorted(members) if not leaves.get(f"sweep.members.{m}.after"))
+        yield f"config.{prefix}after={after!r}; give a member that starts from scratch: {others}."
+        return
+    own, first = (
+        (leaves.get(f"sweep.members.{m}.{k}", ()) for k in ("rate_weights", "levels"))
+        for m in (name, after)
+    )
+    for mine, other, what in zip(own, first, ("rate weights", "levels"), strict=True):
+        if len(mine) != len(other):
+            yield f"config.{prefix}after={after!r} has {len(other)} {what}, {name} {len(mine)}."
 
 
 SWEEP = Workload(contradictions=_contradictions)
