@@ -43,13 +43,7 @@ def _starts(leaves: Mapping[str, Any], members: set[str], name: str) -> Iterable
         others = ", ".join(m for m in sorted(members) if not leaves.get(f"sweep.members.{m}.after"))
         yield f"config.{prefix}after={after!r}; give a member that starts from scratch: {others}."
         return
-    own, first = (
-        (leaves.get(f"sweep.members.{m}.{k}", ()) for k in ("rate_weights", "levels"))
-        for m in (name, after)
-    )
-    for mine, other, what in zip(own, first, ("rate weights", "levels"), strict=True):
-        if len(mine) != len(other):
-            yield f"config.{prefix}after={after!r} has {len(other)} {what}, {name} {len(mine)}."
-
-
-SWEEP = Workload(contradictions=_contradictions)
+    for key, what in (("rate_weights", "rate weights"), ("levels", "levels")):
+        mine, other = (len(leaves.get(f"sweep.members.{m}.{key}", ())) for m in (name, after))
+        if mine != other:
+            yield f"config.{prefix}after={after!r} has {other} {what}, {name} {mine}."
