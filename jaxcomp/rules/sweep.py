@@ -47,3 +47,6 @@ def _starts(leaves: Mapping[str, Any], members: set[str], name: str) -> Iterable
         mine, other = (len(leaves.get(f"sweep.members.{m}.{key}", ())) for m in (name, after))
         if mine != other:
             yield f"config.{prefix}after={after!r} has {other} {what}, {name} {mine}."
+
+
+SWEEP = Workload(contradictions=_contradictions)
