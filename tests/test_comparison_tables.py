@@ -85,6 +85,36 @@ def test_the_interval_takes_the_same_sets_for_both_curves():
     assert "-50 to -50" in text
 
 
+def test_gains_are_told_at_all_three_accuracies():
+    half = points("random, task loss", "learned", [r / 2 for r in RATES])
+    whole = points("random, feature loss", "learned")
+    joint = points("joint, feature loss", "learned", [r / 4 for r in RATES])
+    every = [*joint, *whole, *half, *points("avif", "image")]
+    samples = {
+        p["name"]: {"rate": np.full(11, p["bytes_per_frame"])}
+        | {m: np.full(11, p["accuracy"][m]) for m in results_of.MEASURES}
+        for p in every
+    }
+    rows = results_of.deltas(every, samples)
+    learned = [p["system"] for p in (joint[0], whole[0], half[0])]
+    pairs = comparison_tables.gain_pairs(rows, learned)
+    assert [(p["test"], p["anchor"], p["same"]) for p in pairs] == [
+        (learned[2], learned[1], True), (learned[1], learned[0], False),
+        (learned[2], learned[0], False),
+    ]  # fmt: skip
+    (cells, *_) = comparison_tables.cells(pairs, comparison_tables.GAIN_COLUMNS)
+    # A doubling is 0.2 of mAP@0.5 and of F1, 0.1 of mAP@0.75; every set of frames says the same.
+    gains = [
+        "+0.2000 [+0.2000, +0.2000]",
+        "+0.1000 [+0.1000, +0.1000]",
+        "+0.2000 [+0.2000, +0.2000]",
+    ]
+    assert cells[2:5] == gains and cells[5:] == ["-50.0 [-50.0, -50.0]"] * 3
+    (main, avif) = (row(rows, learned[2], n) for n in (learned[1], "avif"))
+    assert main["bd_quality_interval"] == pytest.approx([0.2, 0.2])
+    assert avif["bd_rate_interval"] == pytest.approx([-50, -50])
+
+
 def test_who_is_compared_with_whom():
     many = [
         *points("a", "learned"), *points("b", "learned"), *points("p2", "learned", whole=False),

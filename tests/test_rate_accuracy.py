@@ -153,6 +153,30 @@ def test_tables_and_page(done):
     assert "<script" not in text and not re.search(r'(src|href)="(?!data:|#)', text)
 
 
+def test_the_page_says_what_boxes_alone_cannot_do(done):
+    text = (done / "index.html").read_text()
+    section = text.partition("What local inference cannot do</h2>")[2].partition("</section>")[0]
+    cost = results(done)["uncompressed"]["complexity"]
+    whole = cost["head_kmac_per_pixel"] + cost["tail_kmac_per_pixel"]
+    local, split = (section.rpartition(f"{kind} inference:")[2] for kind in ("local", "split"))
+    assert f">{whole:.2f}<" in local.partition("</tr>")[0]
+    assert f">{whole:.2f}<" not in split.partition("</tr>")[0]
+    assert f"{cost['parameters']:,} parameters" in section
+    assert "no other task" in section and "threshold" in section
+
+
+def test_every_accuracy_of_a_class_has_its_interval(done):
+    found = results(done)
+    for point in (found["uncompressed"], *found["points"]):
+        for name in found["classes"]:
+            low, high = point["intervals"][f"ap50_{name}"]
+            assert low is None or low <= high
+    name = f"ap50_{found['classes'][0]}"
+    low, high = found["uncompressed"]["intervals"][name]
+    words = f"{found['uncompressed']['accuracy'][name]:.3f} [{low:.3f}, {high:.3f}]"
+    assert words in (done / "index.html").read_text()
+
+
 def test_an_interrupted_comparison_goes_on(runs, tmp_path, monkeypatch):
     measured = []
     real = point_measuring.measure_anchor
@@ -179,8 +203,8 @@ def test_an_interrupted_comparison_goes_on(runs, tmp_path, monkeypatch):
 
 
 def test_systems_are_runs_that_differ_in_the_rate_weight_alone(tmp_path, data_folder):
-    toy.save_run(tmp_path / "1", "random", 0.01, seed=1)
-    toy.save_run(tmp_path / "2", "random", 0.02, seed=2)
+    toy.save_run(tmp_path / "1", "random", 0.01, seed=1, epochs=24)
+    toy.save_run(tmp_path / "2", "random", 0.02, seed=2, epochs=24)
     older = json.loads((tmp_path / "2" / "config.json").read_text())
     del older["model"]["straight_through"]  # as before there was such a key
     (tmp_path / "2" / "config.json").write_text(json.dumps(older))
@@ -202,7 +226,8 @@ def test_a_chain_of_runs_is_one_system(tmp_path, data_folder):
     toy.save_run(tmp_path / "old" / "a", "random", 0.01, seed=1, epochs=12)
     toy.save_run(tmp_path / "old" / "b", "random", 0.02, seed=2, epochs=5)
     toy.save_run(tmp_path / "old" / "c", "random", 0.04, seed=3, epochs=5)
-    for name, before in (("b", "a"), ("c", "b")):
+    toy.save_run(tmp_path / "old" / "d", "random", 0.02, seed=4, epochs=5)
+    for name, before in (("b", "a"), ("c", "b"), ("d", "b")):
         file = tmp_path / "old" / name / "config.json"
         content = json.loads(file.read_text())
         content["model"]["initial"] = str(tmp_path / "old" / before / "codec.npz")
@@ -210,7 +235,8 @@ def test_a_chain_of_runs_is_one_system(tmp_path, data_folder):
     (tmp_path / "old").rename(tmp_path / "moved")
     points = point_systems.find_points([tmp_path], tmp_path / "out")
     assert [(p.system, p.rate_weight) for p in points] == [
-        ("random, feature loss", rate) for rate in (0.01, 0.02, 0.04)
+        *(("random, feature loss (epochs 12)", rate) for rate in (0.01, 0.02, 0.04)),
+        ("random, feature loss (epochs 12+5)", 0.02),
     ]
 
 
@@ -326,7 +352,7 @@ def test_real_frames_pass_with_kittis_own_numbers(shared, tmp_path):
     toy.save_run(tmp_path / "run", "joint", 0.01, seed=1)
     out = tmp_path / "out"
     argv = ["evaluate", str(tmp_path / "run"), f"--out={out}", "--anchors=webp,boxes"]
-    argv += ["--frames=2", "--bootstrap=5", f"--config.data.dir={shared / 'data' / 'kitti'}"]
+    argv += ["--frames=2", "--bootstrap=10", f"--config.data.dir={shared / 'data' / 'kitti'}"]
     argv += ["--config.data.name=kitti", "--config.data.resize=stretch"]
     argv += ["--config.data.train_size=0", "--config.data.val_size=0"]
     assert cli.main(argv) == 0
@@ -335,6 +361,7 @@ def test_real_frames_pass_with_kittis_own_numbers(shared, tmp_path):
     assert found["uncompressed"]["pixels_per_frame"] > 400_000  # the images as they are stored
     for point in (found["uncompressed"], *found["points"]):
         assert set(point["kitti"]["scores"]["Car"]["2d"]["r40"]) == {"easy", "moderate", "hard"}
+        assert point["kitti"]["intervals"]["replicates"] == 10
     (joint,) = [p for p in found["points"] if p["kind"] == "learned"]
     assert set(joint["stream_bytes_per_frame"]) == {"joint"}
     assert set(joint["level_relative_mse"]) == set(LEVELS)

@@ -16,6 +16,7 @@ from jaxcomp.evaluate.kitti_rules import TYPES
 from jaxcomp.workdir import atomic_write
 
 NO_BOX = {"truncated": -1.0, "occluded": -1, "alpha": -10.0, "rotation_y": -10.0}
+LEAST_SETS = 10  # of frames, for an interval
 NO_SIZE, NO_PLACE = (-1.0, -1.0, -1.0), (-1000.0, -1000.0, -1000.0)
 
 
@@ -57,16 +58,20 @@ class KittiScores:
         """The frame's name in KITTI's folders."""
         return self.annotations[image_id].name
 
-    def finish(self, folder: Path) -> dict[str, Any]:
+    def finish(self, folder: Path, bootstrap: int = 0) -> dict[str, Any]:
         """Writes result files in the official form and evaluates what they hold.
 
         `folder/VARIANT/FRAME.txt` are the detections, `folder/labels/FRAME.txt` the labels,
         whatever layout they came from, of the frames in `folder/frames.txt`: those that were seen.
 
+        Args:
+          folder: where they go.
+          bootstrap: sets of frames behind 95 % intervals; 0, or too few for any, for none.
+
         Returns:
           {variant: {"scores": {class or "mean": {"2d": {"r40", "r11": {difficulty: percent}}}},
-          "objects": {class: {difficulty: how many count}}, "notes"}}; classes that KITTI's
-          evaluation does not know are left out.
+          "objects": {class: {difficulty: how many count}}, "notes", with a bootstrap
+          "intervals"}}; classes that KITTI's evaluation does not know are left out.
         """
         seen = sorted(set.intersection(*(set(store) for store in self._found.values())))
         atomic_write(folder / "frames.txt", "".join(f"{self.name(i)}\n" for i in seen))
@@ -79,8 +84,10 @@ class KittiScores:
                 self._frame(folder / variant, i, [o for o in store[i] if o.type in classes])
                 for i in seen
             ]
-            result = evaluate(truth, frames, classes, ("2d",)) if classes else {}
-            results[variant] = {k: result.get(k, {}) for k in ("scores", "objects", "notes")}
+            drawn = bootstrap if bootstrap >= LEAST_SETS else 0
+            result = evaluate(truth, frames, classes, ("2d",), bootstrap=drawn) if classes else {}
+            names = ("scores", "objects", "notes", *(("intervals",) if drawn else ()))
+            results[variant] = {k: result.get(k, {}) for k in names}
         return results
 
     def _frame(self, folder: Path, i: int, objects: Sequence[KittiObject]) -> KittiFrame:

@@ -38,18 +38,18 @@ Official = Callable[[str], Any]  # a point's name -> `OfficialScores`, None for 
 class OfficialScores:
     """One point by KITTI's own rules; its result files go to a folder."""
 
-    def __init__(self, scores: KittiScores, name: str, folder: Path):
-        """Starts with no detections."""
+    def __init__(self, scores: KittiScores, name: str, folder: Path, bootstrap: int = 0):
+        """Starts with no detections; `bootstrap` as of `KittiScores.finish`."""
         self._scores = KittiScores(scores.annotations, scores.classes)
-        self._name, self._folder = name, folder
+        self._name, self._folder, self._bootstrap = name, folder, bootstrap
 
     def add(self, batch: Any, found: Any) -> None:
         """Takes the padded detections of a batch."""
         self._scores.add(self._name, batch, found)
 
     def finish(self) -> dict[str, Any]:
-        """{"scores", "objects", "notes"} of `kitti_scores`."""
-        return self._scores.finish(self._folder)[self._name]
+        """{"scores", "objects", "notes"} of `kitti_scores`, and "intervals"."""
+        return self._scores.finish(self._folder, self._bootstrap)[self._name]
 
 
 @dataclasses.dataclass

@@ -97,7 +97,9 @@ def compare(paths: Sequence[Path], out: Path, options: Options = Options()) -> d
     held = HeldOut(config, detector, options.frames)
     fingerprint = Fingerprint(detector.digest, held.digest, held.count, detector.classes)
     store = PointStore(out, fingerprint)
-    names = _measure(store, held, codecs, chosen, _official(config, detector, out))
+    names = _measure(
+        store, held, codecs, chosen, _official(config, detector, out, options.replicates)
+    )
     results = rate_accuracy_results.collect(
         store,
         names,
@@ -198,14 +200,14 @@ def _check_codec(point: CodecPoint, detector: Detector) -> None:
 
 
 def _official(
-    config: ConfigDict, detector: Detector, out: Path
+    config: ConfigDict, detector: Detector, out: Path, replicates: int
 ) -> Callable[[str], point_measuring.OfficialScores | None]:
     scores = kitti_scores(config, detector.classes)
 
     def of(name: str) -> point_measuring.OfficialScores | None:
         if scores is None:
             return None
-        return point_measuring.OfficialScores(scores, name, out / "results")
+        return point_measuring.OfficialScores(scores, name, out / "results", replicates)
 
     return of
 

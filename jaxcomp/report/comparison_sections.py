@@ -37,6 +37,27 @@ def deltas(results: Record) -> str:
     return "".join(parts) + _without_number([p for p in pairs if not _has_number(p)])
 
 
+def gain_pairs(results: Record) -> list[dict[str, Any]]:
+    """`comparison_tables.gain_pairs` of the learned systems of a comparison."""
+    learned = [row["system"] for row in results["systems"] if row["kind"] == "learned"]
+    return tables.gain_pairs(results["bd"], learned)
+
+
+def gains(results: Record) -> str:
+    """Systems that treat the levels alike first: they differ in their training alone."""
+    pairs = gain_pairs(results)
+    same = _gain_table([p for p in pairs if p["same"]])
+    other = _gain_table([p for p in pairs if not p["same"]])
+    folded = f"<details><summary>Other treatments of the levels</summary>{other}</details>"
+    return same + (folded if same else other) if other else same
+
+
+def _gain_table(pairs: list[Any]) -> str:
+    heading = [name for name, _ in tables.GAIN_COLUMNS]
+    cells = tables.cells(pairs, tables.GAIN_COLUMNS)
+    return html.table(cells, heading, len(heading)) if pairs else ""
+
+
 def _has_number(pair: Record) -> bool:
     return any(
         pair.get(method, {}).get(name) is not None
@@ -86,25 +107,35 @@ def _classes(results: Record) -> str:
         ("bytes/frame", lambda p: number(p["bytes_per_frame"])),
     ]
     for name in results["classes"]:
-        columns.append((f"AP@0.5 {name}", _number_at("accuracy", f"ap50_{name}", form=".3f")))
+        columns.append((f"AP@0.5 {name}", _class_accuracy(f"ap50_{name}")))
     for name in base.get("kitti", {}).get("scores", {}):
         for grade in ("easy", "moderate", "hard"):
-            path = ("kitti", "scores", name, "2d", "r40", grade)
-            columns.append((f"KITTI {name} {grade}", _number_at(*path, form=".1f")))
+            path = (name, "2d", "r40", grade)
+            columns.append((f"KITTI {name} {grade}", _official(path)))
     whole = {**base, "setting": None, "bytes_per_frame": None}
     rows = tables.cells([whole, *results["points"]], columns)
     table = html.table(rows, [name for name, _ in columns], len(columns))
     return f"<details><summary>By class and difficulty</summary>{table}</details>"
 
 
-def _number_at(*path: str, form: str) -> Callable[[Record], str]:
-    def words(record: Record) -> str:
-        value: Any = record
-        for name in path:
-            value = value.get(name) if isinstance(value, Mapping) else None
-        return number(value, form)
+def _class_accuracy(name: str) -> Callable[[Record], str]:
+    return lambda p: tables.with_interval(
+        _at(p, "accuracy", name), _at(p, "intervals", name), ".3f"
+    )
 
-    return words
+
+def _official(path: tuple[str, ...]) -> Callable[[Record], str]:
+    return lambda p: tables.with_interval(
+        _at(p, "kitti", "scores", *path), _at(p, "kitti", "intervals", "scores", *path), ".1f"
+    )
+
+
+def _at(record: Record, *path: str) -> Any:
+    """What stands at a place in a record, None where it has no such place."""
+    value: Any = record
+    for name in path:
+        value = value.get(name) if isinstance(value, Mapping) else None
+    return value
 
 
 def latencies(results: Record) -> str:
@@ -149,6 +180,32 @@ def complexity(results: Record) -> str:
             )
     heading = ["part", "parameters", "kMAC/pixel (encoder, head, tail)", "decoder"]
     return html.table(rows, heading, 3)
+
+
+def local(results: Record) -> str:
+    """What boxes alone cost at the edge, and what cannot be done with them; empty without them."""
+    boxes = [p for p in results["points"] if p["kind"] == "local"]
+    if not boxes:
+        return ""
+    cost = results["uncompressed"]["complexity"]
+    head, tail = (cost[f"{part}_kmac_per_pixel"] for part in ("head", "tail"))
+    rows = [["remote inference: image encoder at the edge", "0", number(head + tail, ".2f")]]
+    best = _best_learned(results)
+    for point in best[:1]:
+        own = point["complexity"]
+        edge, behind = head + own["encoder_kmac_per_pixel"], own["decoder_kmac_per_pixel"] + tail
+        work = [number(edge, ".2f"), number(behind, ".2f")]
+        rows.append([f"split inference: head and encoder ({point['system']})", *work])
+    rows.append(["local inference: the whole detector", number(head + tail, ".2f"), "0"])
+    heading = ["", "kMAC/pixel at the edge", "behind the link"]
+    words = (
+        f"{number(boxes[0]['bytes_per_frame'])} bytes a frame are enough for boxes because all "
+        f"work is done before they are sent: the edge needs the memory for all "
+        f"{number(cost['parameters'])} parameters and the time for head and tail. And the boxes "
+        "are all there is: no other task and no other tail can be run on them later, no class "
+        "added, no lower threshold of scores taken, and a better detector has to reach every edge."
+    )
+    return f"<p>{escape(words)}</p>" + html.table(rows, heading, 2)
 
 
 def _best_learned(results: Record) -> list[Record]:

@@ -83,6 +83,41 @@ def _range(pair: Record, name: str, form: str) -> str:
     return " to ".join(number(v, form) for v in values)
 
 
+def gain_pairs(rows: Sequence[Record], learned: Sequence[str]) -> list[dict[str, Any]]:
+    """What one learned system gains over another: one row a pair, with all three accuracies.
+
+    Args:
+      rows: of `bd.json`.
+      learned: names of the learned systems.
+
+    Returns:
+      {"test", "anchor", "same": whether they treat the levels alike, measure: row by PCHIP}.
+    """
+    pairs: dict[Any, dict[str, Any]] = {}
+    for row in rows:
+        names = (row["test"], row["anchor"])
+        if row["method"] == "pchip" and set(names) <= set(learned):
+            same = len({name.partition(",")[0] for name in names}) == 1
+            pair = dict(zip(("test", "anchor", "same"), (*names, same), strict=True))
+            pairs.setdefault(names, pair)[row["measure"]] = row
+    return sorted(pairs.values(), key=lambda pair: not pair["same"])
+
+
+def _gain(measure: str, name: str, form: str) -> Callable[[Record], str]:
+    def words(pair: Record) -> str:
+        row = pair.get(measure, {})
+        return with_interval(row.get(name), row.get(f"{name}_interval"), form)
+
+    return words
+
+
+GAIN_COLUMNS: Sequence[Column] = (
+    ("system", lambda r: r["test"]),
+    ("against", lambda r: r["anchor"]),
+    *((f"{words} at equal bytes", _gain(m, "bd_quality", "+.4f")) for m, words in MEASURES.items()),
+    *((f"% bytes at equal {words}", _gain(m, "bd_rate", "+.1f")) for m, words in MEASURES.items()),
+)
+
 BD_COLUMNS: Sequence[Column] = (
     ("system", lambda r: r["test"]),
     ("against", lambda r: r["anchor"]),
