@@ -197,7 +197,7 @@ def local(results: Record) -> str:
         work = [number(edge, ".2f"), number(behind, ".2f")]
         rows.append([f"split inference: head and encoder ({point['system']})", *work])
     rows.append(["local inference: the whole detector", number(head + tail, ".2f"), "0"])
-    heading = ["", "kMAC/pixel at the edge", "behind the link"]
+    heading = ["", "kMAC/pixel of networks at the edge", "behind the link"]
     words = (
         f"{number(boxes[0]['bytes_per_frame'])} bytes a frame are enough for boxes because all "
         f"work is done before they are sent: the edge needs the memory for all "
