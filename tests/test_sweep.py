@@ -109,6 +109,30 @@ def test_a_member_can_start_from_the_runs_of_another():
             assert task.chain == plain.chain and runs.index(plain) < runs.index(task)
 
 
+def test_followers_start_when_their_first_runs_are_there(tmp_path, monkeypatch):
+    monkeypatch.chdir(ROOT)
+    overrides = [f"sweep.root={tmp_path / 'root'}", "sweep.members.random.rate_weights=(0.1,)"]
+    config = load_config(f"{SWEEP}:smoke", [*overrides, "sweep.members.random.after=joint_task"])
+
+    def command(run):
+        return [sys.executable, "-c", RUN, str(run.folder), str(tmp_path / "broken")]
+
+    monkeypatch.setattr(sweep, "command", command)
+    runs = sweep.plan(config.sweep)
+    assert [r.member for r in runs] == ["joint_task", "random"]
+    (tmp_path / "broken").touch()
+    lines = []
+    assert {r.member for r in sweep.Sweep(runs, say=lines.append).start()} == {
+        "joint_task",
+        "random",
+    }
+    assert "random rate 0.1 waits for" in lines[-1]
+    (tmp_path / "broken").unlink()
+    assert sweep.Sweep(runs, jobs=2, say=lines.append).start() == [] and all(
+        r.finished for r in runs
+    )
+
+
 def _rate(run, i):
     weights = load_config(SWEEP).sweep.members[run.member].rate_weights
     return sorted(weights)[i]

@@ -26,7 +26,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ class Run:
       folder: its run directory.
       arguments: of `python -m jaxcomp.main`.
       after: the folder of the run that it starts from, None if it starts from scratch.
-      chain: runs of one chain follow one another.
+      chain: member and level of the chain that it belongs to, or follows.
     """
 
     member: str
@@ -248,11 +248,21 @@ class Sweep:
         """
         chains: dict[tuple[str, int | None], list[Run]] = {}
         for run in self.runs:
-            chains.setdefault(run.chain, []).append(run)
+            chains.setdefault((run.member, run.level), []).append(run)
+        after = {key: chain[0].chain for key, chain in chains.items() if chain[0].chain != key}
+        pending: list[Future[list[Run]]] = []
         told, pool = self._children.told(), ThreadPoolExecutor(max_workers=self.jobs)
+
+        def follow(key: tuple[str, int | None]) -> list[Run]:
+            left = self._chain(chains[key])
+            for other in (k for k, first in after.items() if first == key):
+                pending.append(pool.submit(follow, other))
+            return left
+
         with told, pool:
-            pending = [pool.submit(self._chain, chain) for chain in chains.values()]
-            while wait(pending, timeout=POLL).not_done:
+            # One whose first runs are no part of this call starts at once: they are finished.
+            pending += [pool.submit(follow, k) for k in chains if after.get(k) not in chains]
+            while wait(pending, timeout=POLL).not_done or not all(f.done() for f in pending):
                 if self._children.stop_if_told():
                     self.say("interrupted: the runs save and end, which can take a while")
         if self._children.signum is not None:
@@ -263,12 +273,19 @@ class Sweep:
         for i, run in enumerate(chain):
             if self._children.stopped:
                 return list(chain[i:])
-            if not run.finished and not self._run(run):
+            if not run.finished and not (self._can_start(run) and self._run(run)):
                 return list(chain[i:])
             with self._children.lock:
                 self._done += 1
                 self.say(f"[{self._done}/{len(self.runs)}] {run.name}: {_result(run)}")
         return []
+
+    def _can_start(self, run: Run) -> bool:
+        if run.after is None or (run.after / SUMMARY).exists():
+            return True
+        with self._children.lock:
+            self.say(f"{run.name} waits for {run.after}, which is not finished")
+        return False
 
     def _run(self, run: Run) -> bool:
         run.folder.parent.mkdir(parents=True, exist_ok=True)
