@@ -223,15 +223,14 @@ def test_systems_are_runs_that_differ_in_the_rate_weight_alone(tmp_path, data_fo
 
 
 def test_a_chain_of_runs_is_one_system(tmp_path, data_folder):
-    toy.save_run(tmp_path / "old" / "a", "random", 0.01, seed=1, epochs=12)
-    toy.save_run(tmp_path / "old" / "b", "random", 0.02, seed=2, epochs=5)
-    toy.save_run(tmp_path / "old" / "c", "random", 0.04, seed=3, epochs=5)
-    toy.save_run(tmp_path / "old" / "d", "random", 0.02, seed=4, epochs=5)
-    for name, before in (("b", "a"), ("c", "b"), ("d", "b")):
-        file = tmp_path / "old" / name / "config.json"
-        content = json.loads(file.read_text())
-        content["model"]["initial"] = str(tmp_path / "old" / before / "codec.npz")
-        file.write_text(json.dumps(content))
+    names = {"a/1": "", "a/2": "a/1", "a/4": "a/2", "b/2": "a/2"}  # from which other one
+    for seed, (name, before) in enumerate(names.items()):
+        folder = tmp_path / "old" / name
+        weight = float(name[-1]) / 100
+        toy.save_run(folder, "random", weight, seed=seed, epochs=5 if before else 12)
+        content = json.loads((folder / "config.json").read_text())
+        content["model"]["initial"] = str(folder.parents[1] / before / "codec.npz") * bool(before)
+        (folder / "config.json").write_text(json.dumps(content))
     (tmp_path / "old").rename(tmp_path / "moved")
     points = point_systems.find_points([tmp_path], tmp_path / "out")
     assert [(p.system, p.rate_weight) for p in points] == [

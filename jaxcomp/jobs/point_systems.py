@@ -142,8 +142,8 @@ def _of_chain(path: Path, config: dict[str, Any]) -> dict[str, Any]:
 
 def _initial_file(path: Path, initial: Path) -> Path:
     """Where the codec is that a run started from: as written, or beside a folder that was moved."""
-    moved = [path.parents[n].joinpath(*initial.parts[-n - 1 :]) for n in (1, 2)]
-    return next((p.resolve() for p in (*moved, initial) if p.exists()), initial)
+    moved = [path.parents[n].joinpath(*initial.parts[-n - 1 :]) for n in (3, 2, 1)]
+    return next((p.resolve() for p in (*moved, initial) if p.exists() and p != path), initial)
 
 
 def _grouped(rows: Sequence[Row]) -> dict[Any, list[Row]]:
