@@ -17,9 +17,16 @@ from jaxcomp.report.plots import log_ticks, tick_label, ticks
 WIDTH, HEIGHT = 460, 330
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 10, 40
 ROW = 15  # of the legend in a file
+LETTER = 6.5  # width of one, on average
 LEARNED_COLOURS = {
-    "light": ("#1f6fb4", "#d1495b", "#2e8b57", "#8e44ad", "#e07b00", "#008b9a", "#8a4b20"),
-    "dark": ("#6db3f2", "#ff8a96", "#7ccf8f", "#d6a3f5", "#ffb347", "#5fd6e4", "#e0a583"),
+    "light": (
+        *("#1f6fb4", "#d1495b", "#2e8b57", "#8e44ad", "#e07b00", "#008b9a", "#8a4b20"),
+        *("#7a7a00", "#c2188b", "#3d3d8f"),
+    ),
+    "dark": (
+        *("#6db3f2", "#ff8a96", "#7ccf8f", "#d6a3f5", "#ffb347", "#5fd6e4", "#e0a583"),
+        *("#d5d55a", "#ff7fd0", "#9f9ff5"),
+    ),
 }
 # Four images, six coders of features, and the boxes alone.
 ANCHOR_COLOURS = {
@@ -106,13 +113,16 @@ class Chart:
 
     def file(self) -> str:
         """A whole SVG file in light colours on white, with its legend below."""
+        room = self.width // 2 - 34  # for the words of a column
+        short = all(len(name) * LETTER < room for name, _ in self.legend)
+        columns = 2 if short else 1
         rows = "".join(
-            f'<g transform="translate({12 + (i % 2) * self.width // 2} '
-            f'{self.height + 8 + (i // 2) * ROW})">{swatch(look)}'
+            f'<g transform="translate({12 + (i % columns) * self.width // 2} '
+            f'{self.height + 8 + (i // columns) * ROW})">{swatch(look)}'
             f'<text x="34" y="3.5">{escape(name)}</text></g>'
             for i, (name, look) in enumerate(self.legend)
         )
-        height = self.height + 8 + ROW * math.ceil(len(self.legend) / 2)
+        height = self.height + 8 + ROW * math.ceil(len(self.legend) / columns)
         return (
             f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {self.width} {height}" '
             f'width="{2 * self.width}" height="{2 * height}" class="chart">'
