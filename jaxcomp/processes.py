@@ -23,6 +23,7 @@ from jaxcomp.types import PyTree
 
 HEARTBEAT_SECONDS = 30  # after which a silent process counts as dead
 GRACE_SECONDS = 10  # for the others to end by the same error
+LEAVING_SECONDS = 2  # between saying that one ends and being gone, on a busy machine
 LONG_SECONDS = 7 * 24 * 3600  # others may evaluate for days
 _names = itertools.count()  # every message has a name of its own; all processes count alike
 
@@ -207,6 +208,7 @@ def _told_the_end() -> None:
     for i in range(1, count()):
         left = max(1, round(1000 * (until - time.monotonic())))
         client.blocking_key_value_get(f"jaxcomp/end/{i}", left)
+    time.sleep(LEAVING_SECONDS)
 
 
 def end(status: int) -> NoReturn:

@@ -182,7 +182,9 @@ def test_encoder_gradient_equals_that_of_the_dense_form(variables):
         y = jax.nn.relu(y * p["scale"].reshape(1, 1, -1) + p["bias"].reshape(1, 1, -1))
         return (y.max(1) * weight).sum()
 
-    equal(jax.jit(jax.grad(sparse))(p), jax.jit(jax.grad(dense))(p), rtol=2e-3, atol=2e-3)
+    # Compiled, the dense form may compute a value twice, round it differently and miss its own
+    # maximum; operation by operation it cannot.
+    equal(jax.jit(jax.grad(sparse))(p), jax.grad(dense)(p), rtol=2e-3, atol=2e-3)
 
 
 def test_features_of_padding_are_zero():

@@ -96,10 +96,11 @@ def test_the_step_depends_on_seed_and_step_alone():
     assert digests[0] == digests[1]
     state, frozen, step, source = setup()
     batch = next(source)
-    other, _ = step(state, frozen, batch, np.uint32(1))
+    _, other = step(state, frozen, batch, np.uint32(1))
     state, frozen, step, _ = setup()
-    same, _ = step(state, frozen, batch, np.uint32(0))
-    assert tree_digest(other.params) != tree_digest(same.params)
+    _, same = step(state, frozen, batch, np.uint32(0))
+    # Not the params: the first step of Adam is as long whatever the gradient.
+    assert float(other["grad_norm"]) != float(same["grad_norm"])
 
 
 def test_the_reported_norm_is_before_clipping():
