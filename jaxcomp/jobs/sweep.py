@@ -260,7 +260,7 @@ class Sweep:
             return left
 
         with told, pool:
-            # One whose first runs are no part of this call starts at once: they are finished.
+            # One whose first runs are no part of this call starts at once, or says that it waits.
             pending += [pool.submit(follow, k) for k in chains if after.get(k) not in chains]
             while wait(pending, timeout=POLL).not_done or not all(f.done() for f in pending):
                 if self._children.stop_if_told():
