@@ -55,7 +55,7 @@ class Group:
             raise AssertionError("no end:\n" + self.text()) from None
 
     def text(self):
-        return "\n".join(f"--- {log.name}\n{log.read_text()[-3000:]}" for log in self.logs)
+        return "\n".join(f"--- {log.name}\n{log.read_text()}" for log in self.logs)
 
     def result(self):
         assert self.wait() == [0] * len(self.members), self.text()
@@ -129,7 +129,9 @@ def test_the_death_of_one_ends_the_others_and_the_run_resumes(alone, tmp_path, v
     group.members[victim].kill()
     statuses = group.wait()
     assert statuses[victim] == -signal.SIGKILL and statuses[1 - victim] != 0, group.text()
-    assert "another process ended" in group.text() or "distributed service" in group.text()
+    # Ours, or that of the runtime, which ends the process from another thread; a trace may follow.
+    told = group.logs[1 - victim].read_text()
+    assert "another process ended" in told or "another task died" in told, told
     np.testing.assert_allclose(
         losses(Group(tmp_path, 2, 2, training__epochs=4).result()), losses(alone), rtol=1e-5
     )
