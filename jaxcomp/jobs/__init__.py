@@ -69,6 +69,8 @@ def check_job(config: Any) -> None:
     """
     if config.task == "sweep":
         raise ConfigError("a sweep is many runs: python launch/sweep.py --config=FILE")
+    if config.task == "seeds":
+        raise ConfigError("a table over seeds is many runs: python launch/seeds.py --config=FILE")
     if config.task not in JOBS:
         raise ConfigError(f"config.task={config.task!r}; {nearest(config.task, JOBS)}")
     name = config.data.name

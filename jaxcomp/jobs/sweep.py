@@ -227,6 +227,7 @@ class Sweep:
         jobs: int = 1,
         devices: Sequence[str] = (),
         say: Callable[[str], None] = print,
+        result: Callable[[Run], str] | None = None,
     ):
         """Describes it.
 
@@ -235,8 +236,10 @@ class Sweep:
           jobs: processes at a time.
           devices: accelerators, by number; each process sees one (CUDA_VISIBLE_DEVICES).
           say: prints a line.
+          result: what that line tells of a finished run; None: bytes and mAP.
         """
         self.runs, self.jobs, self.devices, self.say = list(runs), jobs, tuple(devices), say
+        self.result = result or _result
         self._children = Children()
         self._done = 0
 
@@ -277,7 +280,7 @@ class Sweep:
                 return list(chain[i:])
             with self._children.lock:
                 self._done += 1
-                self.say(f"[{self._done}/{len(self.runs)}] {run.name}: {_result(run)}")
+                self.say(f"[{self._done}/{len(self.runs)}] {run.name}: {self.result(run)}")
         return []
 
     def _can_start(self, run: Run) -> bool:

@@ -8,6 +8,7 @@ from jaxcomp.rules.feature_codec import FEATURE_CODEC
 from jaxcomp.rules.hjepa import JEPA
 from jaxcomp.rules.pointpillars import POINTPILLARS
 from jaxcomp.rules.residual_vq import RESIDUAL_VQ
+from jaxcomp.rules.seeds import SEEDS
 from jaxcomp.rules.sweep import SWEEP
 from jaxcomp.rules.workload import Workload
 
@@ -18,5 +19,6 @@ WORKLOADS: Mapping[str, Workload] = {
     "jepa": JEPA,
     "pointpillars": POINTPILLARS,
     "residual_vq": RESIDUAL_VQ,
+    "seeds": SEEDS,
     "sweep": SWEEP,
 }
