@@ -10,7 +10,8 @@ Arguments: `fpn=none` (default), `add`, `concat` or `attention`; a size, `toy` (
 `levels=` 2 to 4; `patch=` (0: 4 pixels embedded, else 16); a profile, `embedded` for generated
 32-pixel pictures or `imagenet` for a folder at 224 pixels (with folders by class for the probes).
 The default profile is `embedded` for the toy and `imagenet` for the others.
---config.data.name=digits reads scikit-learn's digits instead.
+--config.data.name=digits reads scikit-learn's digits instead; --config.data.name=tfds
+--config.data.dir=FOLDER what TensorFlow Datasets prepared (cifar10, stl10, imagenet2012, ...).
 """
 
 from jaxcomp.config import base_config, parse_args
@@ -86,7 +87,8 @@ def get_config(arg_string: str = ""):
         augment={"crop": 0.6 if embedded else 0.3, "flip": 0.5, "jitter": 0.2},
         training={"decay_kernels_only": True, "weight_decay_end": 0.05, "betas": (0.9, 0.95)},
         alerts={"target_std": 0.05, "target_rankme": 3.0},
-        evaluation={"pictures": 8, "probe_rows": 2000},
+        data={"train_split": "", "val_split": "", "probe_split": ""},  # of TFDS; "": the usual
+        evaluation={"pictures": 8, "probe_rows": 2000, "attentive_rows": 1000},
     )  # fmt: skip
     config.task = "jepa"
     config.profile = "embedded" if embedded else "imagenet"

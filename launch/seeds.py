@@ -16,12 +16,12 @@ from jaxcomp.errors import ConfigError, JaxcompError  # noqa: E402
 from jaxcomp.jobs import seeds, sweep  # noqa: E402
 
 DESCRIPTION = """\
-Trains every variant of a config with every seed, each in a process of its own, and ends with a table
-of mean and standard deviation. Finished runs are skipped, interrupted ones go on: start the same
-command again.
+Trains every variant of a config with every seed, each in a process of its own, and ends with a
+table of mean and standard deviation. Finished runs are skipped, interrupted ones go on: start the
+same command again.
 
-  python launch/seeds.py --config=configs/hjepa_seeds.py --jobs=2         # pyramids of H-JEPA
-  python launch/seeds.py --config=configs/featherface_seeds.py            # with and without a teacher
+  python launch/seeds.py --config=configs/hjepa_seeds.py --jobs=2     # pyramids of H-JEPA
+  python launch/seeds.py --config=configs/featherface_seeds.py        # with and without a teacher
   python launch/seeds.py --config=configs/hjepa_seeds.py --config.seeds.seeds=0,1,2,3,4
 """
 

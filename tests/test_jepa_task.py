@@ -26,7 +26,7 @@ SMALL = (
     "data.num_threads=0", "training.batch_size=8", "training.epochs=2",
     "training.lr_schedule.warmup_epochs=1", "model.width=16", "model.depth=1", "model.heads=2",
     "model.predictor_depth=1", "model.predictor_heads=2", "log.progress=False",
-    "evaluation.probe_rows=24",
+    "evaluation.probe_rows=24", "evaluation.attentive_rows=24",
 )  # fmt: skip
 
 
@@ -136,7 +136,10 @@ def test_a_run_ends_with_weights_probes_and_masks(tmp_path):
     assert set(probes["trained"]) == set(probes["initial"]) >= {"level0_mean", "level2_max"}
     for one in (*probes["trained"].values(), probes["pixels"]):
         assert 0 <= one["knn"] <= 1 and 0 <= one["linear"] <= 1 and one["rankme"] >= 1
-    assert (tmp_path / "masks.png").stat().st_size > 100
+    assert 0 <= metrics["level1_mean_attentive"] <= 1
+    assert 0 <= metrics["initial_level2_mean_attentive"] <= 1
+    for name in ("masks.png", "attention.png", "neighbours.png"):
+        assert (tmp_path / name).stat().st_size > 100, name
     model = load_hjepa(tmp_path)
     assert model.cfg == hjepa_config(cfg)
     assert len(result.history) == 2

@@ -59,7 +59,7 @@ def test_the_table_holds_mean_and_deviation_of_what_is_finished(config):
     text = seeds.write_table(config, runs).read_text()
     assert "0.600 ± 0.100" in text and "add 3" in text
     row = next(line for line in text.splitlines() if line.startswith("| add | level 1"))
-    assert set(row.replace("| add | level 1", "").split()) == {"|", "–"}  # no such key stored
+    assert set(row.replace("| add | level 1", "").split()) == {"|", "-"}  # no such key stored
     records = json.loads((Path(config.root) / "seeds.json").read_text())
     assert records[0]["values"] == []
     assert [0.5, 0.6, 0.7] in [pytest.approx(r["values"]) for r in records if r["values"]]

@@ -9,21 +9,18 @@ from __future__ import annotations
 
 import concurrent.futures
 import io
-import json
 import logging
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from PIL import Image
 
-from jaxcomp.data import images
 from jaxcomp.data.kitti_files import KittiFrame
 from jaxcomp.data.kitti_format import KittiObject
 from jaxcomp.data.kitti_junk import Junk
 from jaxcomp.data.kitti_scan import Annotation, inside
+from jaxcomp.data.tfds_folder import TfdsFolder
 from jaxcomp.errors import DataError
 
 _LOG = logging.getLogger(__name__)
@@ -31,61 +28,21 @@ _SPLITS = ("train", "validation")
 _THREADS = 8
 
 
-class Prepared:
-    """A prepared `kitti` folder (that of the version).
-
-    Raises:
-      DataError: the files are damaged, or of a kind without random access (TFRecord).
-    """
+class Prepared(TfdsFolder):
+    """A prepared `kitti` folder (that of the version)."""
 
     def __init__(self, folder: Path):
-        self.folder = folder
-        kind = _file_format(folder)
-        if kind != "array_record":
-            raise DataError(
-                f"{folder}: prepared as {kind!r} files, which have no random access; prepare it as "
-                "tfds.builder('kitti', file_format='array_record').download_and_prepare()"
-            )
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            import tensorflow_datasets as tfds
-        try:
-            builder = tfds.builder_from_directory(folder)
-            self._names = builder.info.features["objects"]["type"].names
-            self.sources = {
-                split: builder.as_data_source(split, decoders={"image": tfds.decode.SkipDecoding()})
-                for split in _SPLITS
-            }
-        except Exception as error:  # the reader raises what the damage happens to cause
-            raise DataError(
-                f"{folder}: cannot be read ({_first_line(error)}); prepare the data again"
-            ) from error
-
-    def _record(self, split: str, index: int) -> dict[str, Any]:
-        try:
-            return self.sources[split][index]
-        except Exception as error:
-            raise DataError(
-                f"{self.folder}: record {index} of {split} cannot be read ({_first_line(error)}); "
-                "prepare the data again"
-            ) from error
+        super().__init__(folder, _SPLITS)
+        self._names = self.features["objects"]["type"].names
 
     def read(self, frame: KittiFrame) -> np.ndarray:
         """uint8 [H, W, 3] of a frame that `scan` made."""
-        data = self._record(frame.sequence, frame.number)["image"]
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                return images.to_rgb(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"{self.folder}: frame {frame.name} does not decode ({error}); prepare the data "
-                "again"
-            ) from error
+        return self.image(frame.sequence, frame.number, f"frame {frame.name}")
 
     def scan(self, split: str, junk: Junk) -> list[Annotation]:
         """The annotations of "train" or "validation", by frame name; reads every record once."""
         with concurrent.futures.ThreadPoolExecutor(_THREADS) as pool:
-            found = list(pool.map(lambda i: self._annotate(split, i), range(self._size(split))))
+            found = list(pool.map(lambda i: self._annotate(split, i), range(self.size(split))))
         annotations = []
         for annotation, problems in found:
             junk.extend(problems)
@@ -93,13 +50,10 @@ class Prepared:
                 annotations.append(annotation)
         return sorted(annotations, key=lambda item: item.name)
 
-    def _size(self, split: str) -> int:
-        return len(self.sources[split])
-
     def _annotate(self, split: str, index: int):
         where = f"{self.folder}: record {index} of {split}"
         try:
-            record = self._record(split, index)
+            record = self.record(split, index)
             with Image.open(io.BytesIO(record["image"])) as image:
                 height, width, plain = image.height, image.width, image.mode == "RGB"
         except DataError as error:
@@ -154,15 +108,3 @@ def _short(value: float) -> float:
 def _numbers(item: KittiObject) -> list[float]:
     return [item.truncated, item.alpha, *item.box, *item.dimensions, *item.location,
             item.rotation_y]  # fmt: skip
-
-
-def _file_format(folder: Path) -> str:
-    path = folder / "dataset_info.json"
-    try:
-        return json.loads(path.read_text()).get("fileFormat", "tfrecord")
-    except (OSError, ValueError, AttributeError) as error:
-        raise DataError(f"{path}: cannot be read ({error}); prepare the data again") from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

@@ -1,4 +1,4 @@
-"""Pictures for learning without labels: generated, scikit-learn's digits, or any folder of images.
+"""Pictures for learning without labels: generated, scikit-learn's digits, folders, or TFDS.
 
 Batches are {"image": uint8 [B, H, W, 3], "label": int32 [B] (-1: none), "hidden", "context": bool
 [B, N], "mask": [B]}. Crops, flips and masks of a training batch are a function of (seed, step).
@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
+from jaxcomp.data import pictures_tfds
 from jaxcomp.data.images import read_image
 from jaxcomp.data.masks import MaskConfig, MaskSampler
 from jaxcomp.data.pipeline import make_data_splits
@@ -25,7 +26,7 @@ from jaxcomp.errors import DataError
 from jaxcomp.types import DataSplits
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
-NAMES = ("textures", "digits", "pictures")
+NAMES = ("textures", "digits", "pictures", "tfds")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,7 +41,7 @@ class Pictures:
     """
 
     load: Callable[[int], np.ndarray]
-    labels: np.ndarray
+    labels: np.ndarray | pictures_tfds.RecordLabels
     classes: tuple[str, ...] = ()
     fingerprint: str = ""
 
@@ -127,11 +128,45 @@ def _folder(config: Any) -> dict[str, Pictures]:
     return _split(len(files), config, make)
 
 
-_SETS = {"textures": _textures, "digits": _digits, "pictures": _folder}
+def _tfds(config: Any) -> dict[str, Pictures]:
+    """Splits that TFDS prepared; training rows are the first `data.train_size` of a seeded order.
+
+    Where the training split has no labels, as STL-10's `unlabelled`, `data.probe_split` names the
+    one that probes learn from; it becomes the set "probe".
+    """
+    data, folder = config.data, pictures_tfds.open_pictures(config.data.dir)
+    classes, out = pictures_tfds.class_names(folder), {}
+    wanted = [
+        ("train", pictures_tfds.TRAIN, data.train_split, data.train_size),
+        ("validation", pictures_tfds.HELD, data.val_split, data.val_size),
+    ]
+    if data.probe_split:
+        wanted.append(("probe", (), data.probe_split, 0))
+    for name, known, given, most in wanted:
+        split = pictures_tfds.chosen_split(folder, known, given)
+        count = folder.size(split)
+        order = np.random.default_rng([data.seed, 13]).permutation(count)
+        rows = np.sort(order[: most or count])
+        if not len(rows):
+            raise DataError(f"{folder.folder}: split {split} is empty")
+        out[name] = Pictures(
+            functools.partial(_record, folder, split, rows),
+            pictures_tfds.RecordLabels(folder, split, rows),
+            classes,
+            pictures_tfds.fingerprint(folder, split, len(rows)),
+        )
+    return out
+
+
+def _record(folder: Any, split: str, rows: np.ndarray, row: int) -> np.ndarray:
+    return folder.image(split, int(rows[row]))
+
+
+_SETS = {"textures": _textures, "digits": _digits, "pictures": _folder, "tfds": _tfds}
 
 
 def load_pictures(config: Any) -> dict[str, Pictures]:
-    """{"train", "validation"} of the set that `config.data.name` names.
+    """{"train", "validation"} of the set that `config.data.name` names, perhaps "probe".
 
     Raises:
       DataError: the data are missing or too few.
@@ -197,17 +232,28 @@ def mask_sampler(config: Any) -> MaskSampler:
     )
 
 
+def _as_it_is(image: np.ndarray, height: int, width: int, rng: Any) -> np.ndarray:
+    """`fitted` with the arguments of `augmented`."""
+    del rng
+    return fitted(image, height, width)
+
+
 def gather(
     pictures: Pictures, config: Any, sampler: MaskSampler, rows: np.ndarray, rng: Any
 ) -> dict[str, np.ndarray]:
     """A batch; without a generator nothing is augmented and masks belong to rows."""
     data = config.data
     size = (data.height, data.width)
-    if rng is not None and data.augment:
-        images = [augmented(pictures.load(int(r)), *size, rng, config.augment) for r in rows]
-    else:
+    if rng is None:
         images = [fitted(pictures.load(int(r)), *size) for r in rows]
-    masks = sampler.of_rows(data.seed, rows) if rng is None else sampler(rng, len(rows))
+        masks = sampler.of_rows(data.seed, rows)
+    else:  # a generator for each row, so that processes may share a batch
+        draws = [np.random.default_rng(int(s)) for s in rng.integers(0, 2**63, len(rows))]
+        make = functools.partial(augmented, how=config.augment) if data.augment else _as_it_is
+        images = [
+            make(pictures.load(int(r)), *size, own) for r, own in zip(rows, draws, strict=True)
+        ]
+        masks = sampler.each(draws)
     return {"image": np.stack(images), "label": pictures.labels[rows], **masks}
 
 

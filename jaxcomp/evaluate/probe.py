@@ -259,6 +259,7 @@ def probe_features(
 
 
 def flat_scores(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """{"NAME_knn", "NAME_linear", "NAME_rankme"} of named results, for tables."""
-    keys = ("knn", "linear", "rankme")
-    return {f"{name}_{key}": float(one[key]) for name, one in found.items() for key in keys}
+    """{"NAME_knn", "NAME_linear", "NAME_attentive", "NAME_rankme"} of named results, for tables."""
+    keys = ("knn", "linear", "attentive", "rankme")
+    named = {f"{name}_{key}": one.get(key) for name, one in found.items() for key in keys}
+    return {name: float(value) for name, value in named.items() if value is not None}

@@ -16,6 +16,7 @@ from jaxcomp.data.pictures import Pictures, fitted, load_pictures, mask_sampler,
 from jaxcomp.evaluate.mask_pictures import mask_picture
 from jaxcomp.evaluate.probe import flat_scores, probe_features
 from jaxcomp.interop.hjepa_weights import abstract_variables
+from jaxcomp.jobs import jepa_figures
 from jaxcomp.jobs.job import Job, export_weights, variables_of, write_arrays
 from jaxcomp.loaders.files import find_file
 from jaxcomp.loaders.hjepa import HJEPA_FILE, KIND, load_hjepa
@@ -132,8 +133,8 @@ def extract_set(
 
 def probe_network(
     cfg: HJEPAConfig, variables: PyTree, sets: Mapping[str, Pictures], config: Any, limit: int
-) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
-    """(results by feature name, held-out features); without labels only the ranks."""
+) -> tuple[dict[str, Any], dict[str, dict[str, np.ndarray]]]:
+    """(results by feature name, the features of both splits by that name)."""
     run = extractor(cfg)
     parts = {
         split: extract_set(run, variables, pictures, config, limit)
@@ -144,7 +145,9 @@ def probe_network(
     for name, test in parts["validation"].items():
         train = (parts["train"][name], labels["train"])
         found[name] = probe_features(train, (test, labels["validation"]))
-    return found, parts["validation"]
+    for level, accuracy in jepa_figures.attentive_scores(cfg, variables, sets, config).items():
+        found[f"{level}_mean"]["attentive"] = accuracy
+    return found, parts
 
 
 def _evaluate(
@@ -161,10 +164,16 @@ def _evaluate(
         export_weights(path, variables, config, {"kind": KIND}, {})
     model = load_hjepa(path)
     _draw_masks(config, sets["validation"], workdir / MASKS_FILE)
+    seen = (model.variables, sets["validation"], config, workdir / jepa_figures.ATTENTION_FILE)
+    jepa_figures.draw_attention(cfg, *seen)
     metrics: dict[str, Any] = {"levels": cfg.num_hierarchies}
     if sets["validation"].classes:
         limit = config.evaluation.probe_rows
+        sets = {**sets, "train": sets.get("probe", sets["train"])}
+        sets = {name: sets[name] for name in ("train", "validation")}
         trained, features = probe_network(cfg, model.variables, sets, config, limit)
+        nearby = {split: found["level0_mean"] for split, found in features.items()}
+        jepa_figures.draw_neighbours(nearby, sets, config, workdir / jepa_figures.NEIGHBOURS_FILE)
         progress(1)
         rng = jax.random.fold_in(jax.random.key(config.seed), INIT_STREAM)
         untrained, _ = probe_network(cfg, init_variables(HJEPA(cfg), rng), sets, config, limit)
@@ -175,8 +184,8 @@ def _evaluate(
         metrics |= flat_scores(trained)
         metrics |= {f"initial_{k}": v for k, v in flat_scores(untrained).items()}
         metrics |= flat_scores({"pixels": pixels})
-        features["labels"] = sets["validation"].labels[:limit]
-        write_arrays(workdir / "features.npz", features)
+        held = features["validation"] | {"labels": sets["validation"].labels[:limit]}
+        write_arrays(workdir / "features.npz", held)
         export_weights(path, model.variables, config, {"kind": KIND}, flat_scores(trained))
     else:
         LOG.info("The pictures have no labels: no probes.")

@@ -96,9 +96,9 @@ def collect(config: Any, runs: Sequence[SeedRun]) -> list[dict[str, Any]]:
 
 
 def mean_and_spread(values: Sequence[float], digits: int = 3) -> str:
-    """ "0.412 ± 0.010", the sample's standard deviation; one value alone has none."""
+    """As "0.412 ± 0.010": mean and sample standard deviation, which one value alone has not."""
     if not values:
-        return "–"
+        return "-"
     mean = f"{statistics.fmean(values):.{digits}f}"
     if len(values) == 1:
         return mean

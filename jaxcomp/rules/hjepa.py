@@ -8,7 +8,7 @@ from typing import Any
 
 from jaxcomp.rules.workload import Workload
 
-SETS = ("textures", "digits", "pictures")
+SETS = ("textures", "digits", "pictures", "tfds")
 
 
 def _contradictions(leaves: Mapping[str, Any]) -> Iterable[str]:
@@ -66,6 +66,7 @@ JEPA = Workload(
         "alerts.target_std": (float, 0, math.inf, True),
         "alerts.target_rankme": (float, 0, math.inf, True),
         "evaluation.probe_rows": (int, 10, math.inf, True),
+        "evaluation.attentive_rows": (int, 0, math.inf, True),
     },
     lengths={
         **{f"masking.{n}": 2 for n in ("target_scale", "target_aspect", "context_scale")},

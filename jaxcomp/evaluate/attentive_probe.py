@@ -1,0 +1,106 @@
+"""A linear classifier on tokens that it weighs itself: the attentive probe, with one query.
+
+    weights = softmax(tokens . query / sqrt(D)),  scores = W (sum of weights tokens) + b
+
+after Bardes et al., 2024 (arXiv:2404.08471, appendix), whose probe has a whole cross-attention
+block; one query keeps it a linear classifier of one weighted mean. The features stay frozen.
+"""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from jaxcomp.errors import DataError, ShapeError
+
+EPOCHS, BATCH, RATE, DECAY = 40, 128, 0.01, 1e-3
+
+
+def _check(name: str, tokens: Any, labels: Any) -> tuple[np.ndarray, np.ndarray]:
+    tokens, labels = np.asarray(tokens, np.float32), np.asarray(labels)
+    if tokens.ndim != 3 or labels.shape != tokens.shape[:1] or not tokens.size:
+        raise ShapeError(
+            f"{name} tokens {list(tokens.shape)} and labels {list(labels.shape)}: give [N, T, D] "
+            "and [N], N at least 1"
+        )
+    if not np.isfinite(tokens).all():
+        raise DataError(f"{name} tokens are not finite; the network has diverged")
+    return tokens, labels.astype(np.int32)
+
+
+def attention_scores(weights: Any, tokens: Any) -> Any:
+    """Scores [N, C] of tokens [N, T, D] by {"query" [D], "kernel" [D, C], "bias" [C]}."""
+    logits = jnp.einsum("ntd,d->nt", tokens, weights["query"]) / np.sqrt(tokens.shape[-1])
+    pooled = jnp.einsum("nt,ntd->nd", jax.nn.softmax(logits), tokens)
+    return pooled @ weights["kernel"] + weights["bias"].reshape(1, -1)
+
+
+@functools.partial(jax.jit, static_argnames=("classes", "epochs"))
+def _fit(tokens: Any, labels: Any, key: Any, classes: int, epochs: int) -> Any:
+    rows, width = tokens.shape[0], tokens.shape[-1]
+    batch = min(BATCH, rows)
+    steps = max(1, rows // batch)
+    optimiser = optax.adamw(optax.cosine_decay_schedule(RATE, epochs * steps), weight_decay=DECAY)
+    weights = {
+        "query": jnp.zeros(width),
+        "kernel": jnp.zeros((width, classes)),
+        "bias": jnp.zeros(classes),
+    }
+
+    def loss(weights: Any, chosen: Any) -> Any:
+        scores = attention_scores(weights, tokens[chosen])
+        return optax.softmax_cross_entropy_with_integer_labels(scores, labels[chosen]).mean()
+
+    def step(carry: Any, chosen: Any) -> Any:
+        weights, state = carry
+        updates, state = optimiser.update(jax.grad(loss)(weights, chosen), state, weights)
+        return (optax.apply_updates(weights, updates), state), None
+
+    orders = [
+        jax.random.permutation(k, rows)[: steps * batch] for k in jax.random.split(key, epochs)
+    ]
+    chosen = jnp.concatenate(orders).reshape(epochs * steps, batch)
+    return jax.lax.scan(step, (weights, optimiser.init(weights)), chosen)[0][0]
+
+
+def attentive_probe(
+    train: tuple[Any, Any], test: tuple[Any, Any], *, seed: int = 0, epochs: int = EPOCHS
+) -> dict[str, Any]:
+    """Accuracy of an attentive probe on standardised tokens.
+
+    Args:
+      train: ([N, T, D] tokens, [N] labels).
+      test: the same of the rows to judge.
+      seed: of the order.
+      epochs: passes over the training rows.
+
+    Returns:
+      {"accuracy", "train_accuracy", "weights": float32 [M, T] of the test rows}.
+
+    Raises:
+      ShapeError: a shape is wrong.
+      DataError: tokens are not finite.
+    """
+    x, y = _check("training", *train)
+    z, wanted = _check("test", *test)
+    mean, std = x.mean((0, 1)), x.std((0, 1))
+    x, z = ((v - mean) / np.where(std > 1e-6, std, 1.0) for v in (x, z))
+    classes = int(max(y.max(), wanted.max())) + 1
+    weights = _fit(x, y, jax.random.key(seed), classes, epochs)
+    right = [float((_classes(weights, v) == w).mean()) for v, w in ((x, y), (z, wanted))]
+    logits = z @ np.asarray(weights["query"]) / np.sqrt(z.shape[-1])
+    return {
+        "accuracy": right[1],
+        "train_accuracy": right[0],
+        "weights": np.asarray(jax.nn.softmax(logits)),
+    }
+
+
+def _classes(weights: Any, tokens: np.ndarray, rows: int = 512) -> np.ndarray:
+    parts = [tokens[i : i + rows] for i in range(0, len(tokens), rows)]
+    return np.concatenate([np.asarray(attention_scores(weights, p).argmax(1)) for p in parts])
