@@ -112,9 +112,11 @@ def run_detect(args: argparse.Namespace) -> int:
     if codes is not None:
         own = rq_coding.Finder(codes, score=args.score, partial=args.partial)
         return run_jobs(args, selection, frames, own)
+    codecs = [loaders.load_codec(path) for path in args.codec]
+    kinds = [codec.meta.get("detector_kind", "faster_rcnn") for codec in codecs]
     finder = detecting_files.Finder(
-        loaders.load_detector(args.detector),
-        [loaders.load_codec(path) for path in args.codec],
+        loaders.load_split_detector(args.detector, kinds[0] if kinds else "faster_rcnn"),
+        codecs,
         score=args.score,
         backend=args.backend,
         max_symbols=args.max_symbols,

@@ -30,6 +30,12 @@ def _faces(config: Any, batch_size: int) -> Any:
     return face_splits(config, batch_size)
 
 
+def _photos(config: Any, batch_size: int) -> Any:
+    from jaxcomp.data.photos import photo_splits
+
+    return photo_splits(config, batch_size)
+
+
 def _pictures(config: Any, batch_size: int) -> Any:
     from jaxcomp.data.pictures import picture_splits
 
@@ -44,6 +50,8 @@ DATASETS: dict[str, Callable[[Any, int], Any]] = {
     "textures": _pictures,
     "digits": _pictures,
     "pictures": _pictures,
+    "tfds": _pictures,
+    "photos": _photos,
 }
 
 

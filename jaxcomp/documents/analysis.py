@@ -135,6 +135,7 @@ def pyramid_analysis(
     epoch: int,
     levels: Sequence[Sequence[Mapping[str, Any]]],
     bits: Sequence[float],
+    first: int = 0,
 ) -> str:
     """`lambda_X_epoch_E_analysis.txt`: rate, error and statistics of every level.
 
@@ -145,6 +146,7 @@ def pyramid_analysis(
       levels: of each level its samples as for `level_analysis`, finest level first; "bits" is None
         where all levels share a stream.
       bits: estimated code length of each frame, all levels together.
+      first: number of the finest level, 0 for P2.
 
     Returns:
       The text of the file: means over the frames, units as in `level_analysis`. The overall BPP
@@ -155,7 +157,7 @@ def pyramid_analysis(
     if not bits:
         return document([*lines, "", "No frame was analysed."])
     rows = [_mean_statistics(samples) for samples in levels]
-    for i, (samples, row) in enumerate(zip(levels, rows, strict=True)):
+    for i, (samples, row) in enumerate(zip(levels, rows, strict=True), first):
         shape = np.shape(samples[0]["original"])
         content = [*_level_rows(i, samples), *_sample_rows(shape, row)]
         lines += block(f"Level {i}", content)

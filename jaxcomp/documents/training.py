@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from jaxcomp.documents.wording import RULE, block, document, lambda_label
 from jaxcomp.log import rate_distortion_ratio
@@ -26,7 +26,7 @@ TREATMENTS = {
     "joint": (
         "FPN Joint",
         "Joint FPN Training",
-        "One codec for all levels: resized to P2, concatenated, coded as one map",
+        "One codec for all levels: resized to P{0}, concatenated, coded as one map",
         "bits per feature position of all levels",
     ),
     "random": (
@@ -54,6 +54,7 @@ def training_summary(
     latent_channels: int,
     parameters: int,
     distortion: str = "MSE of the normalised features",
+    levels: Sequence[int] = (0, 1, 2, 3, 4),
 ) -> str:
     """`training_summary.txt`, of which `grep "Best Validation Loss:" | cut -d' ' -f4` reads a line.
 
@@ -72,11 +73,13 @@ def training_summary(
       latent_channels: channels that are coded.
       parameters: trained values in total.
       distortion: what the loss weighs against the rate, in words.
+      levels: numbers of the detector's levels, as `level`.
 
     Returns:
       The text of the file.
     """
-    names = () if level is None else (level, level + 2)
+    names = (levels[0] + 2,) if level is None else (level, level + 2)
+    first, last = levels[0], levels[-1]
     title, approach, strategy, rate = (words.format(*names) for words in TREATMENTS[treatment])
     lines = [
         f"{title} Compression Training Summary",
@@ -84,7 +87,9 @@ def training_summary(
         f"Approach: {approach}",
         f"Config: {config_name}",
         f"Detection Checkpoint: {detection_checkpoint}",
-        "FPN Levels: 0-4 (P2-P6)" if level is None else f"FPN Level: {level}",
+        f"FPN Levels: {first}-{last} (P{first + 2}-P{last + 2})"
+        if level is None
+        else f"FPN Level: {level}",
         f"Lambda: {lambda_label(rate_weight)}",
         f"Learning Rate: {learning_rate:.2e}",
         f"Batch Size: {batch_size}",

@@ -21,7 +21,7 @@ from jaxcomp.errors import BitstreamError, DataError
 from jaxcomp.jobs import feature_files
 from jaxcomp.jobs.file_runs import Done
 from jaxcomp.jobs.file_sets import FEATURES, Item, is_newer
-from jaxcomp.loaders import Detector, LevelCodec
+from jaxcomp.loaders import Detector, FaceSplit, LevelCodec
 from jaxcomp.workdir import atomic_write
 
 
@@ -60,9 +60,10 @@ class Compressor:
         self._path = detector
 
     @functools.cached_property
-    def detector(self) -> Detector:
+    def detector(self) -> Detector | FaceSplit:
         """The detector, checked to be the codec's."""
-        detector = loaders.load_detector(self._path)
+        kind = self.codec.meta.get("detector_kind", "faster_rcnn")
+        detector = loaders.load_split_detector(self._path, kind)
         self.codec.check_detector(detector)
         return detector
 

@@ -32,8 +32,7 @@ from jaxcomp.evaluate.pictures import draw_detections
 from jaxcomp.jobs import feature_files, file_sets
 from jaxcomp.jobs.coding_files import decode, read_bytes
 from jaxcomp.jobs.file_runs import Done
-from jaxcomp.loaders import Detector, LevelCodec
-from jaxcomp.models.fpn import LEVELS
+from jaxcomp.loaders import Detector, FaceSplit, LevelCodec
 from jaxcomp.workdir import atomic_write, json_text
 
 INPUTS = (*file_sets.IMAGES, *file_sets.FEATURES, *file_sets.STREAMS)
@@ -115,7 +114,7 @@ class Finder:
 
     def __init__(
         self,
-        detector: Detector,
+        detector: Detector | FaceSplit,
         codecs: Sequence[LevelCodec] = (),
         *,
         score: float = 0.3,
@@ -200,7 +199,7 @@ class Finder:
             features |= levels
             _check_same_frame(frame.source, meta, path, other)
             meta = meta or other
-        missing = [level for level in LEVELS if level not in features]
+        missing = [level for level in self.detector.levels if level not in features]
         if missing:
             raise DataError(
                 f"{str(frame.source)!r}: level {' '.join(missing)} missing; give the image, or "

@@ -22,6 +22,7 @@ from jaxcomp.errors import CheckpointError
 from jaxcomp.evaluate.split import LevelCoder, evaluate_level
 from jaxcomp.jobs.frozen_features import (
     INPUT,
+    AnyDetector,
     cached_pyramids,
     check_channels,
     frozen_detector,
@@ -30,12 +31,12 @@ from jaxcomp.jobs.frozen_features import (
     pyramids,
     tail_of,
     with_classes,
+    with_truth,
 )
 from jaxcomp.jobs.job import Job, canvas_of, variables_of, write_arrays
 from jaxcomp.jobs.kitti_scores import kitti_scores
 from jaxcomp.loaders import (
     CODEC_FILE,
-    Detector,
     LevelCodec,
     codec_tree,
     load_codec,
@@ -47,6 +48,7 @@ from jaxcomp.tasks.feature_codec import (
     FeatureCodecTask,
     codec_from_config,
     level_statistics,
+    levels_of,
 )
 from jaxcomp.train import EpochSummary, FitResult
 from jaxcomp.types import DataSplits
@@ -176,7 +178,7 @@ def _write_analysis(
     atomic_write(folder / name, text)
 
 
-def codec_record(config: Any, codec: Any, detector: Detector) -> dict[str, Any]:
+def codec_record(config: Any, codec: Any, detector: AnyDetector) -> dict[str, Any]:
     """What `codec.npz` says of its network and where it comes from."""
     return {
         "model": {
@@ -191,11 +193,15 @@ def codec_record(config: Any, codec: Any, detector: Detector) -> dict[str, Any]:
         "detector": config.detector.path or "shipped",
         "input": {name: config.data[name] for name in INPUT},
         "detector_digest": detector.digest,
+        "detector_levels": detector.levels,
+        "detector_kind": config.detector.get("kind", "faster_rcnn"),
         "seed": config.seed,
     }
 
 
-def _export(config: Any, codec: Any, variables: Any, detector: Detector, path: Path) -> LevelCodec:
+def _export(
+    config: Any, codec: Any, variables: Any, detector: AnyDetector, path: Path
+) -> LevelCodec:
     """Builds the integer tables and writes `codec.npz`; returns the codec it holds."""
     tables = build_tables(codec, variables)
     record = codec_record(config, codec, detector)
@@ -236,7 +242,7 @@ def level_coder(codec: LevelCodec) -> LevelCoder:
 
 def measure(
     config: Any,
-    detector: Detector,
+    detector: AnyDetector,
     coder: Any,
     images: DataSplits,
     workdir: Path,
@@ -249,7 +255,7 @@ def measure(
         head=lambda batch: detector.head(frames_of(batch, canvas_of(config))),
         tail=detector.tail,
         coder=coder,
-        batches=images.validation(),
+        batches=with_truth(config, detector, images.validation()),
         classes=detector.classes,
         streams=workdir / "streams",
         pictures=config.evaluation.pictures,
@@ -267,10 +273,12 @@ def write_summary(
 ) -> None:
     """`training_summary.txt`; treatments are those of `documents.training_summary`."""
     training, network = config.training, config.model
-    joined = len(LEVELS) if treatment == "joint" else 1
+    levels = levels_of(network)
+    joined = len(levels) if treatment == "joint" else 1
     judged = " and what the frozen tail makes of them" if training.task_weight else ""
     text = documents.training_summary(
         level=config.level if treatment == "level" else None,
+        levels=[LEVELS.index(name) for name in levels],
         treatment=treatment,
         config_name=config_file(workdir) or network.name,
         detection_checkpoint=config.detector.path or "shipped with jaxcomp",
@@ -291,7 +299,7 @@ def write_summary(
 def _evaluate(
     config: Any,
     task: FeatureCodecTask,
-    detector: Detector,
+    detector: AnyDetector,
     images: DataSplits,
     result: FitResult,
     workdir: Path,

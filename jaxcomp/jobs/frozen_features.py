@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import jax
 import numpy as np
@@ -20,31 +20,50 @@ from jaxcomp.data.feature_store import (
 from jaxcomp.errors import CheckpointError, NonFiniteError
 from jaxcomp.evaluate.detection import image_sizes
 from jaxcomp.jobs.job import canvas_of
-from jaxcomp.loaders import Detector, load_detector
+from jaxcomp.loaders import Detector, FaceSplit, load_split_detector
 from jaxcomp.log import LOG
-from jaxcomp.models.fpn import LEVELS
 from jaxcomp.models.transform import frames_of
+from jaxcomp.tasks.face_distortion import FaceDistortion
+from jaxcomp.tasks.feature_codec import levels_of
 from jaxcomp.tasks.tail_distortion import REGIONS, TailDistortion
 from jaxcomp.types import DataSplits
 
 _WAITING = "Another run makes the features in %s; this one goes on when they are there."
+_ROWS = 16  # crops that the tail sees at a time
 INPUT = ("resize", "height", "width", "min_side", "max_side")  # how images reach the network
 
 
-def frozen_detector(config: Any) -> Detector:
+AnyDetector: TypeAlias = Detector | FaceSplit
+Judge: TypeAlias = TailDistortion | FaceDistortion
+
+
+def frozen_detector(config: Any) -> AnyDetector:
     """The detector whose features are coded; an error names the ways to one."""
+    kind = config.detector.get("kind", "faster_rcnn")
     try:
-        return load_detector(config.detector.path)
+        return load_split_detector(config.detector.path, kind)
     except CheckpointError as error:
+        if kind == "face":
+            raise CheckpointError(
+                f"{error} (config.detector.path; `python -m jaxcomp.main --config=configs/"
+                "featherface.py` trains one, files of PyTorch are read as they are)"
+            ) from error
         raise CheckpointError(
             f"{error} (config.detector.path; `python -m jaxcomp.main --config=configs/detector.py"
             "[:kitti]` trains one, `python -m jaxcomp import-weights` brings torchvision's)"
         ) from error
 
 
-def check_channels(config: Any, detector: Detector) -> None:
-    """Raises `CheckpointError` unless the config is for the detector's channels."""
-    channels = detector.model.cfg.fpn_features
+def check_channels(config: Any, detector: AnyDetector) -> None:
+    """Raises `CheckpointError` unless the config is for the detector's levels and channels."""
+    levels = levels_of(config.model)
+    if levels != detector.levels:
+        raise CheckpointError(
+            f"the detector {config.detector.path or '(shipped)'!r} has the levels "
+            f"{' '.join(detector.levels)}, but the config is for {' '.join(levels)}; give another "
+            "--config.detector.path=FILE_OR_RUN"
+        )
+    channels = detector.channels
     if channels != config.model.in_channels:
         raise CheckpointError(
             f"the detector {config.detector.path or '(shipped)'!r} has {channels} channels per "
@@ -53,7 +72,7 @@ def check_channels(config: Any, detector: Detector) -> None:
         )
 
 
-def with_classes(config: Any, detector: Detector) -> Any:
+def with_classes(config: Any, detector: AnyDetector) -> Any:
     """A copy of the config that names the detector's classes, for readers of labelled data."""
     copy = ConfigDict(config)
     with copy.unlocked():
@@ -61,39 +80,64 @@ def with_classes(config: Any, detector: Detector) -> Any:
     return copy
 
 
-def pyramid_head(config: Any, detector: Detector) -> Callable[[Any, Any], Any]:
+def pyramid_head(config: Any, detector: AnyDetector) -> Callable[[Any, Any], Any]:
     """`head(variables, batch) -> {level: [B, H_l, W_l, C]}` of a frozen detector."""
     canvas = canvas_of(config)
 
     def head(variables: Any, batch: Any) -> Any:
-        return detector.model.apply(variables, frames_of(batch, canvas), method="features")
+        return detector.features(variables, frames_of(batch, canvas))
 
     return head
 
 
-def tail_of(
-    config: Any, detector: Detector, head: Callable[[Any, Any], Any]
-) -> TailDistortion | None:
+def tail_of(config: Any, detector: AnyDetector, head: Callable[[Any, Any], Any]) -> Judge | None:
     """What judges the decoded features of a config, None if their squared error alone does."""
     training = config.training
     if not training.task_weight:
         return None
-    return TailDistortion(
-        detector.model,
-        weight=training.task_weight,
+    return _judge(
+        detector,
+        training.task_weight,
+        training.task_regions,
         feature_weight=training.feature_weight,
-        regions=training.task_regions,
         head=head,
     )
 
 
-def frozen_part(config: Any, detector: Detector, tail: TailDistortion | None) -> Any:
+def _judge(detector: AnyDetector, weight: float, regions: int, **options: Any) -> Judge:
+    """The tail of a detector as a judge; that of a face detector has no regions."""
+    if isinstance(detector, FaceSplit):
+        return FaceDistortion(detector.model, weight, **options)
+    return TailDistortion(detector.model, weight, regions=regions, **options)
+
+
+def with_truth(
+    config: Any, detector: AnyDetector, batches: Iterable[Mapping[str, Any]]
+) -> Iterator[Mapping[str, Any]]:
+    """Batches with ground truth; without labels it is what the uncoded features give.
+
+    Then the detections from `evaluation.truth_score` on are the objects, so that an accuracy is
+    the agreement with the detector that nothing was coded for. Labelled data stay as they are.
+    """
+    for batch in batches:
+        if "boxes" in batch:
+            yield batch
+            continue
+        features = detector.head(frames_of(batch, canvas_of(config)))
+        found = detector.tail(features, image_sizes(batch))
+        found = {name: np.asarray(value) for name, value in found.items()}
+        valid = found["valid"] & (found["scores"] >= config.evaluation.truth_score)
+        truth = {"boxes": found["boxes"], "labels": found["labels"], "valid": valid}
+        yield {**batch, **truth, "ignore": np.zeros_like(valid)}
+
+
+def frozen_part(config: Any, detector: AnyDetector, tail: Judge | None) -> Any:
     """What the task keeps of the detector: its variables where a step runs a part of it."""
     needed = tail is not None or not config.data.cache_features
     return detector.variables if needed else digest_only(detector)
 
 
-def digest_only(detector: Detector) -> dict[str, np.ndarray]:
+def digest_only(detector: AnyDetector) -> dict[str, np.ndarray]:
     """Stands for the frozen detector where only its cached features are used.
 
     The trainer compares the digest of what is frozen on resume, so a run cannot go on with the
@@ -104,10 +148,10 @@ def digest_only(detector: Detector) -> dict[str, np.ndarray]:
 
 def pyramids(
     config: Any,
-    detector: Detector,
+    detector: AnyDetector,
     levels: Sequence[str],
     batches: Iterable[Mapping[str, Any]],
-    tail: TailDistortion | None = None,
+    tail: Judge | None = None,
 ) -> Iterator[dict[str, np.ndarray]]:
     """Features {level: [B, H_l, W_l, C]} batch by batch, without padding rows.
 
@@ -131,10 +175,10 @@ def pyramids(
 
 def cached_pyramids(
     config: Any,
-    detector: Detector,
+    detector: AnyDetector,
     levels: Sequence[str],
     images: DataSplits,
-    tail: TailDistortion | None = None,
+    tail: Judge | None = None,
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """The frozen head runs once over the data instead of once an epoch: (training, held out).
 
@@ -155,12 +199,39 @@ def cached_pyramids(
     return training, held_out
 
 
+def balanced(
+    config: Any, detector: AnyDetector, training: dict[str, np.ndarray]
+) -> dict[str, np.ndarray]:
+    """Rows of features in which the detector finds an object, and as many of the others.
+
+    Most crops of photos hold no face; without this, most steps would learn background alone.
+    """
+    if not config.data.get("balanced", False):
+        return training
+    count, hits = _frames(training), list[np.ndarray]()
+    for start in range(0, count, _ROWS):
+        part = {name: training[name][start : start + _ROWS] for name in detector.levels}
+        size = np.full((len(part[detector.levels[0]]), 2), config.data.crop, np.float32)
+        found = detector.tail(part, size)
+        sure = np.asarray(found["scores"]) >= config.evaluation.truth_score
+        hits.append((sure & np.asarray(found["valid"])).any(1))
+    hit = np.concatenate(hits)
+    with_object, without = np.flatnonzero(hit), np.flatnonzero(~hit)
+    if not len(with_object):
+        LOG.warning("The detector finds nothing in the training crops; all of them are used.")
+        return training
+    chosen = np.random.default_rng(config.seed).permutation(without)[: len(with_object)]
+    rows = np.sort(np.concatenate([with_object, chosen]))
+    LOG.info("Of %d crops %d are used; %d hold an object.", count, len(rows), len(with_object))
+    return {name: x[rows] for name, x in training.items()}
+
+
 def stored_pyramids(
     config: Any,
-    detector: Detector,
+    detector: AnyDetector,
     levels: Sequence[str],
     images: DataSplits,
-    tail: TailDistortion | None,
+    tail: Judge | None,
 ) -> tuple[Any, Any]:
     """`cached_pyramids` that stay on disk, in half precision, for all runs of a sweep.
 
@@ -169,7 +240,7 @@ def stored_pyramids(
     """
     folder = Path(config.data.feature_store)
     regions = config.training.task_regions
-    judge = TailDistortion(detector.model, weight=1.0, regions=regions)
+    judge = _judge(detector, 1.0, regions)
     origin = {
         "detector": detector.digest,
         "data": images.fingerprint,
@@ -192,21 +263,21 @@ def stored_pyramids(
 
 def _store(
     config: Any,
-    detector: Detector,
+    detector: AnyDetector,
     images: DataSplits,
     origin: Mapping[str, Any],
-    judge: TailDistortion,
+    judge: Judge,
 ) -> tuple[Any, Any]:
     """Makes and writes all features of a config, after a look at the free space."""
     folder = Path(config.data.feature_store)
-    first = next(pyramids(config, detector, LEVELS, images.validation(), judge))
+    first = next(pyramids(config, detector, detector.levels, images.validation(), judge))
     shapes = {key: x.shape[1:] for key, x in first.items()}
     frames = images.steps_per_epoch * config.training.batch_size + config.data.val_size
     needed = store_bytes(frames, shapes)
     check_space(folder, needed)
     LOG.info("Features of about %d frames take %.2f GB in %s.", frames, needed / 1e9, folder)
     batches = {"train": images.train_once(), "validation": images.validation()}
-    parts = {s: pyramids(config, detector, LEVELS, b, judge) for s, b in batches.items()}
+    parts = {s: pyramids(config, detector, detector.levels, b, judge) for s, b in batches.items()}
     return write_store(folder, origin, parts)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -126,8 +126,10 @@ def heat_maps(codec: Any, pyramid: Pyramid, size: tuple[int, int]) -> dict[str, 
     maps = {}
     for name, (model, x) in stream_maps(codec.coder, codec.select(pyramid)).items():
         bits = np.asarray(_position_bits(model.codec, model.variables, jnp.asarray(x)))
-        # Pixels of the network's input on a side of a latent position; the joint map has P2's size.
-        cell = 4 * 2 ** (LEVELS.index(name) if name in LEVELS else 0) * 2**model.codec.stages
+        # Pixels of the network's input on a side of a latent position; the joint map has the size
+        # of the finest level.
+        level = name if name in LEVELS else codec.levels[0]
+        cell = 4 * 2 ** LEVELS.index(level) * 2**model.codec.stages
         row, column = (np.arange(n) * HEAT_STEP // cell for n in (rows, columns))
         spread = bits[np.minimum(row, len(bits) - 1)][:, np.minimum(column, bits.shape[1] - 1)]
         total = max(float(spread.sum()), 1e-30)
@@ -177,12 +179,9 @@ def detector_complexity(detector: Any, canvas: tuple[int, int], pixels: int) -> 
     image = jax.ShapeDtypeStruct((1, *canvas, 3), jnp.uint8)
     size = jax.ShapeDtypeStruct((1, 2), jnp.float32)
 
-    def part(method: str) -> Callable[..., Any]:
-        return functools.partial(detector.model.apply, method=method)
-
-    features = jax.eval_shape(part("features"), detector.variables, image)
-    head = complexity.macs_by_module(part("features"), detector.variables, image)
-    tail = complexity.macs_by_module(part("detect"), detector.variables, features, size)
+    features = jax.eval_shape(detector.features, detector.variables, image)
+    head = complexity.macs_by_module(detector.features, detector.variables, image)
+    tail = complexity.macs_by_module(detector.predictions, detector.variables, features, size)
     params = complexity.parameters_by_module(detector.variables["params"], depth=1)
     return {
         "parameters": sum(params.values()),

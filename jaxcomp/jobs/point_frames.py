@@ -6,6 +6,7 @@ point sees features that do not depend on how frames were batched.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import time
@@ -18,12 +19,12 @@ import numpy as np
 from jaxcomp import data
 from jaxcomp.errors import DataError, NonFiniteError
 from jaxcomp.evaluate.detection import image_sizes
+from jaxcomp.jobs.frozen_features import AnyDetector, with_truth
 from jaxcomp.jobs.job import canvas_of
-from jaxcomp.loaders import Detector
-from jaxcomp.models.fpn import LEVELS
 from jaxcomp.models.transform import frames_of
 
 CACHE_LIMIT = 2 * 2**30  # bytes of features that are kept in memory; above it they are made again
+_TRUTH = ("boxes", "labels", "valid", "ignore")
 _HASHED = ("image", "boxes", "labels", "valid", "ignore", "image_id")
 Batch = Mapping[str, np.ndarray]
 Pyramid = dict[str, np.ndarray]
@@ -41,7 +42,7 @@ class HeldOut:
       cached: whether the features are kept.
     """
 
-    def __init__(self, config: Any, detector: Detector, frames: int = 0):
+    def __init__(self, config: Any, detector: AnyDetector, frames: int = 0):
         """Looks at the first `frames` held-out frames of a config, or at all for 0.
 
         Raises:
@@ -51,6 +52,8 @@ class HeldOut:
         self._canvas = canvas_of(config)
         self._images = data.make_splits(config, 1)
         self._most = frames
+        self._truth: list[dict[str, np.ndarray]] = []
+        self._label = functools.partial(with_truth, config, detector)
         digest, sizes, ids = hashlib.sha256(), [], []
         for batch in self.batches():
             for name in _HASHED:
@@ -71,7 +74,10 @@ class HeldOut:
         for batch in self._images.validation():
             if not batch["mask"][0]:
                 continue
-            yield batch
+            if found == len(self._truth):  # that of photos without labels takes the detector
+                (labelled,) = self._label([batch])
+                self._truth.append({name: np.asarray(labelled[name]) for name in _TRUTH})
+            yield {**batch, **self._truth[found]}
             found += 1
             if found == self._most:
                 return
@@ -83,7 +89,7 @@ class HeldOut:
           NonFiniteError: the features hold NaN or infinity.
         """
         found = self.detector.head(frames_of(batch, self._canvas))
-        pyramid = {level: np.asarray(found[level]) for level in LEVELS}
+        pyramid = {level: np.asarray(found[level]) for level in self.detector.levels}
         for level, x in pyramid.items():
             if not np.isfinite(x).all():
                 raise NonFiniteError(f"the detector's {level!r} features hold NaN or infinity")

@@ -27,7 +27,6 @@ from jaxcomp.jobs.point_coding import Coded
 from jaxcomp.jobs.point_frames import HeldOut, Pyramid, timed
 from jaxcomp.jobs.point_store import pack_frames, pack_truth
 from jaxcomp.jobs.point_systems import CodecPoint
-from jaxcomp.models.fpn import LEVELS
 
 PICTURES = 2  # frames whose pixels are kept for the page
 SETTINGS = {"image": "quality", "hevc": "QP", "vvc": "QP", "uniform": "bits"}
@@ -82,7 +81,7 @@ def measure_uncompressed(held: HeldOut, official: Official, tick: Callable[[], N
     """
     sums, scores = _Sums(), official("uncompressed")
     head_ms, tail_ms, pictures = [], [], []
-    moments: dict[str, list[Any]] = {level: [0, 0.0, 0.0] for level in LEVELS}
+    moments: dict[str, list[Any]] = {level: [0, 0.0, 0.0] for level in held.detector.levels}
     for i, (batch, pyramid) in enumerate(held.pyramids()):
         found = held.tail(pyramid, batch)
         if i < 8:  # the first calls of all have compiled both halves

@@ -51,7 +51,12 @@ class CodecPoint:
     @property
     def whole(self) -> bool:
         """Whether it codes all levels; otherwise its bytes are a part of what a sender needs."""
-        return set(self.codec.levels) == set(LEVELS)
+        return set(self.codec.levels) == set(detector_levels(self.codec))
+
+
+def detector_levels(codec: PyramidCodec) -> tuple[str, ...]:
+    """All levels of the detector that a codec was trained for."""
+    return tuple(codec.meta.get("detector_levels", LEVELS))
 
 
 def codec_files(paths: Sequence[Path]) -> list[Path]:
@@ -108,7 +113,8 @@ def find_points(paths: Sequence[Path], assembled: Path) -> list[CodecPoint]:
     levels = [row for row in loaded if isinstance(row[1], LevelCodec)]
     rest = [row for row in loaded if not isinstance(row[1], LevelCodec)]
     for group in _grouped(levels).values():
-        if {row[1].level for row in group} == set(LEVELS) and len(group) == len(LEVELS):
+        wanted = detector_levels(group[0][1])
+        if {row[1].level for row in group} == set(wanted) and len(group) == len(wanted):
             rest.append(_assemble(group, assembled))
         else:
             rest += group

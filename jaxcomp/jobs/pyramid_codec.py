@@ -22,17 +22,18 @@ from jaxcomp.data.levels import cached_levels, level_draws
 from jaxcomp.evaluate.split import FeatureCoder
 from jaxcomp.jobs import feature_codec as shared
 from jaxcomp.jobs import frozen_features
+from jaxcomp.jobs.frozen_features import AnyDetector, Judge
 from jaxcomp.jobs.job import Job, variables_of
-from jaxcomp.loaders import CODEC_FILE, Detector, PyramidCodec, codec_tree, save_codec
+from jaxcomp.loaders import CODEC_FILE, PyramidCodec, codec_tree, save_codec
 from jaxcomp.models.fpn import LEVELS
 from jaxcomp.tasks.feature_codec import (
     JOINT_MODEL,
     LOSS_CONVENTION,
     RANDOM_MODEL,
     codec_from_config,
+    levels_of,
 )
 from jaxcomp.tasks.pyramid_codec import PyramidTask, pyramid_statistics, pyramid_task
-from jaxcomp.tasks.tail_distortion import TailDistortion
 from jaxcomp.train import EpochSummary, FitResult
 from jaxcomp.types import DataSplits
 from jaxcomp.workdir import atomic_write
@@ -56,6 +57,7 @@ def build(config: Any) -> Job:
         config.training.rate_weight,
         statistics,
         level_weights=config.training.get("level_weights", "elements"),
+        levels=detector.levels,
         head=head,
         frozen=frozen_features.frozen_part(config, detector, tail),
         tail=tail,
@@ -71,17 +73,20 @@ def build(config: Any) -> Job:
 
 
 def _data(
-    config: Any, detector: Detector, images: DataSplits, draw: bool, tail: TailDistortion | None
+    config: Any, detector: AnyDetector, images: DataSplits, draw: bool, tail: Judge | None
 ) -> tuple[DataSplits, dict[str, np.ndarray]]:
     """Batches for training, of one drawn level each or of all, and statistics of every level."""
+    levels = detector.levels
     if config.data.cache_features:
-        training, held_out = frozen_features.cached_pyramids(config, detector, LEVELS, images, tail)
+        training, held_out = frozen_features.cached_pyramids(config, detector, levels, images, tail)
+        training = frozen_features.balanced(config, detector, training)
         size = config.training.batch_size
-        splits = cached_levels(training, held_out, size, config.seed, levels=LEVELS, draw=draw)
-        return splits, pyramid_statistics([training])
+        splits = cached_levels(training, held_out, size, config.seed, levels=levels, draw=draw)
+        return splits, pyramid_statistics([training], levels)
     batches = itertools.islice(images.train_once(), shared.STATISTICS_BATCHES)
-    statistics = pyramid_statistics(frozen_features.pyramids(config, detector, LEVELS, batches))
-    return level_draws(images, LEVELS, config.seed) if draw else images, statistics
+    pyramids = frozen_features.pyramids(config, detector, levels, batches)
+    statistics = pyramid_statistics(pyramids, levels)
+    return level_draws(images, levels, config.seed) if draw else images, statistics
 
 
 def _passing(task: PyramidTask) -> Callable[..., Any]:
@@ -127,9 +132,10 @@ def _write_analysis(
         epoch=summary.epoch,
         levels=[
             _samples(np.asarray(features[level]), np.asarray(restored[level]), bits.get(level))
-            for level in LEVELS
+            for level in levels_of(config.model)
         ],
         bits=[float(b) for b in sum(bits.values())],
+        first=LEVELS.index(levels_of(config.model)[0]),
     )
     atomic_write(summary.workdir / documents.pyramid_analysis_path(weight, summary.epoch), text)
 
@@ -153,15 +159,15 @@ def pyramid_coder(codec: PyramidCodec, statistics: dict[str, np.ndarray]) -> Fea
         decompress=codec.decompress,
         ideal_bits=codec.coder.ideal_bits,
         payload_bits=payload_bits,
-        scales={level: float(statistics["scale"][i]) for i, level in enumerate(LEVELS)},
-        means={level: statistics["mean"][i] for i, level in enumerate(LEVELS)},
+        scales={level: float(statistics["scale"][i]) for i, level in enumerate(codec.levels)},
+        means={level: statistics["mean"][i] for i, level in enumerate(codec.levels)},
     )
 
 
 def _evaluate(
     config: Any,
     task: PyramidTask,
-    detector: Detector,
+    detector: AnyDetector,
     images: DataSplits,
     statistics: dict[str, np.ndarray],
     result: FitResult,
@@ -176,7 +182,7 @@ def _evaluate(
     codec = save_codec(
         workdir / CODEC_FILE,
         codec_tree(variables, build_tables(task.codec, variables)),
-        {"treatment": treatment, "levels": LEVELS, **record},
+        {"treatment": treatment, "levels": detector.levels, **record},
     )
     coder = pyramid_coder(codec, statistics)
     metrics, _ = shared.measure(config, detector, coder, images, workdir, progress)

@@ -22,13 +22,13 @@ from jaxcomp import config as config_lib
 from jaxcomp.errors import CheckpointError, ConfigError
 from jaxcomp.evaluate.anchors import KINDS, Anchor, anchors
 from jaxcomp.jobs import point_measuring, rate_accuracy_results
-from jaxcomp.jobs.frozen_features import with_classes
+from jaxcomp.jobs.frozen_features import AnyDetector, with_classes
 from jaxcomp.jobs.kitti_scores import kitti_scores
 from jaxcomp.jobs.point_frames import HeldOut
 from jaxcomp.jobs.point_store import Fingerprint, PointStore
 from jaxcomp.jobs.point_systems import CodecPoint, find_points, run_config
 from jaxcomp.jobs.rate_accuracy_results import UNCOMPRESSED
-from jaxcomp.loaders import Detector, load_detector
+from jaxcomp.loaders import load_split_detector
 from jaxcomp.workdir import provenance
 
 # Of the data, what decides on the held-out frames and what the network sees of them.
@@ -176,22 +176,22 @@ def comparison_config(codecs: Sequence[CodecPoint], options: Options) -> ConfigD
     return config_lib.apply_overrides(config.lock(), options.overrides)
 
 
-def _detector(config: ConfigDict, options: Options) -> Detector:
+def _detector(config: ConfigDict, options: Options) -> AnyDetector:
     path = options.detector or config.detector.path
     try:
-        return load_detector(path)
+        return load_split_detector(path, config.detector.get("kind", "faster_rcnn"))
     except CheckpointError as error:
         raise CheckpointError(
             f"{error} (the runs' detector; another by --detector=FILE)"
         ) from error
 
 
-def _check_codec(point: CodecPoint, detector: Detector) -> None:
+def _check_codec(point: CodecPoint, detector: AnyDetector) -> None:
     try:
         point.codec.check_detector(detector)
     except CheckpointError as error:
         raise CheckpointError(f"{str(point.path)!r}: {error}") from error
-    channels, wanted = point.codec.coder.channels, detector.model.cfg.fpn_features
+    channels, wanted = point.codec.coder.channels, detector.channels
     if channels != wanted:
         raise CheckpointError(
             f"{str(point.path)!r} codes {channels} channels a level, the detector has {wanted}; "
@@ -200,7 +200,7 @@ def _check_codec(point: CodecPoint, detector: Detector) -> None:
 
 
 def _official(
-    config: ConfigDict, detector: Detector, out: Path, replicates: int
+    config: ConfigDict, detector: AnyDetector, out: Path, replicates: int
 ) -> Callable[[str], point_measuring.OfficialScores | None]:
     scores = kitti_scores(config, detector.classes)
 

@@ -13,6 +13,7 @@ from jaxcomp.loaders.detectors import (
     Detector,
     load_detector,
 )
+from jaxcomp.loaders.face_split import FaceSplit, load_split_detector
 from jaxcomp.loaders.files import CODEC_FILE, DETECTOR_FILE, find_file
 
 __all__ = [
@@ -22,6 +23,7 @@ __all__ = [
     "PIXEL_BUCKET",
     "SHIPPED_DETECTOR",
     "Detector",
+    "FaceSplit",
     "LevelCodec",
     "PyramidCodec",
     "assemble_pyramid",
@@ -29,5 +31,6 @@ __all__ = [
     "find_file",
     "load_codec",
     "load_detector",
+    "load_split_detector",
     "save_codec",
 ]

@@ -118,7 +118,7 @@ def assemble_pyramid(parts: Sequence[LevelCodec], path: str | os.PathLike[str]) 
         if any(part.meta.get(name) != parts[0].meta.get(name) for part in parts):
             raise CheckpointError(f"the parts were trained on different {what}; give those of one")
     levels = [level for level in LEVELS if level in named]
-    kept = ("detector", "detector_digest", "input")
+    kept = ("detector", "detector_digest", "detector_levels", "input")
     shared = {k: parts[0].meta[k] for k in kept if k in parts[0].meta}
     tree = {name: codec_tree(named[name].variables, named[name].tables) for name in levels}
     records = {name: dict(named[name].meta) for name in levels}

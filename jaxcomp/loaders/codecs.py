@@ -15,7 +15,6 @@ from jaxcomp.codecs.factorised import FactorisedCodec
 from jaxcomp.codecs.pyramid import PyramidCoder
 from jaxcomp.codecs.tables import CdfTables
 from jaxcomp.errors import BitstreamError, CheckpointError
-from jaxcomp.loaders.detectors import Detector
 from jaxcomp.models.fpn import LEVELS
 
 
@@ -112,7 +111,7 @@ class PyramidCodec:
         """
         return self.coder.decompress_partial(blob, **limits)
 
-    def check_detector(self, detector: Detector) -> None:
+    def check_detector(self, detector: Any) -> None:
         """Raises `CheckpointError` unless the codec was trained on this detector's features."""
         wanted = self.meta.get("detector_digest")
         if wanted and wanted != detector.digest:

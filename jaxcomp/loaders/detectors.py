@@ -88,7 +88,11 @@ class Detector:
       variables: its parameters and batch statistics.
       meta: what is stored beside the weights (classes, image size, accuracy, command).
       digest: SHA-256 of the variables.
+      levels: the feature keys, finest first.
+      channels: C of every level.
     """
+
+    levels = LEVELS
 
     def __init__(
         self,
@@ -103,6 +107,7 @@ class Detector:
         self.meta = dict(meta)
         self.bucket = bucket
         self.classes = tuple(meta["classes"])
+        self.channels = model.cfg.fpn_features
         self.digest = str(meta.get("digest") or checkpoint.tree_digest(variables))
         # Three programs, so that another size of photo does not compile the network again.
         self._input = jax.jit(network_input)
@@ -212,15 +217,14 @@ class Detector:
         return found
 
     def _check(self, features: Mapping[str, Any]) -> None:
-        channels = self.model.cfg.fpn_features
         for name in LEVELS:
             if name not in features:
                 raise ShapeError(f"features lack level {name!r}; the detector needs {LEVELS}")
             shape = np.shape(features[name])
-            if len(shape) != 4 or shape[-1] != channels:
+            if len(shape) != 4 or shape[-1] != self.channels:
                 raise ShapeError(
                     f"features[{name!r}] has shape {shape}; the detector needs "
-                    f"[B, H, W, {channels}]"
+                    f"[B, H, W, {self.channels}]"
                 )
         height, width = np.shape(features["p5"])[1:3]
         for name, times in (("p2", 8), ("p3", 4), ("p4", 2), ("p6", 0.5)):
@@ -235,6 +239,14 @@ class Detector:
         """Detections of one image of any size (path or uint8 [H, W, 3]), in its own pixels."""
         prepared, meta = self.prepare(image)
         return self.detect_from_features(self.get_fpn_features(prepared), meta)
+
+    def features(self, variables: Any, images: Frames | Any) -> Any:
+        """The pyramid of a batch; a pure function of the variables, for compiled steps."""
+        return self.model.apply(variables, images, method="features")
+
+    def predictions(self, variables: Any, features: Mapping[str, Any], image_size: Any) -> Any:
+        """Padded detections of a pyramid; a pure function."""
+        return self.model.apply(variables, features, image_size, method="detect")
 
     def head(self, images: Frames | Any) -> dict[str, jax.Array]:
         """The pyramid of a batch, unchecked: the hot path of training and evaluation."""

@@ -70,8 +70,9 @@ def _levels(summary: Summary) -> Mapping[str, Mapping[str, Any]]:
 
 def level_name(summary: Summary) -> str:
     """Level and pyramid key, as in 2 (P4); a dash for a run without a level."""
-    if _levels(summary):
-        return f"P2-P6 ({summary.get('treatment', 'all')})"
+    names = [name.upper() for name in _levels(summary)]
+    if names:
+        return f"{names[0]}-{names[-1]} ({summary.get('treatment', 'all')})"
     level = _setting(summary, "level")
     return f"{level} (P{level + 2})" if isinstance(level, int) else MISSING
 

@@ -23,6 +23,7 @@ from jaxcomp.codecs.factorised import FactorisedCodec
 from jaxcomp.errors import NonFiniteError, ShapeError
 from jaxcomp.evaluate.detection import image_sizes
 from jaxcomp.models.fpn import LEVELS
+from jaxcomp.tasks.face_distortion import FaceDistortion
 from jaxcomp.tasks.tail_distortion import REGIONS, TailDistortion
 from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree, Task
 
@@ -30,11 +31,16 @@ JOINT_MODEL, RANDOM_MODEL = "factorized_prior_joint", "factorized_prior_random_l
 LOSS_CONVENTION = "mse + rate_weight * bits_per_position"
 
 
+def levels_of(config: Any) -> tuple[str, ...]:
+    """The levels of the detector that a config's `model` section is for."""
+    return tuple(config.get("levels", LEVELS))
+
+
 def codec_from_config(config: Any) -> FactorisedCodec:
     """The codec that a config's `model` section describes; `in_channels` are those of one level."""
     joint = config.name == JOINT_MODEL
     return FactorisedCodec(
-        in_channels=config.in_channels * (len(LEVELS) if joint else 1),
+        in_channels=config.in_channels * (len(levels_of(config)) if joint else 1),
         n_hidden=config.n_hidden,
         n_channels=config.n_channels,
         stages=config.stages,
@@ -112,7 +118,7 @@ class FeatureCodecTask(Task):
         level: int = 0,
         head: Callable[[PyTree, Batch], Array] | None = None,
         frozen: PyTree = None,
-        tail: TailDistortion | None = None,
+        tail: TailDistortion | FaceDistortion | None = None,
         initial: PyTree = None,
     ):
         """Describes the task.

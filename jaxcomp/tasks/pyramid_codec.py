@@ -6,7 +6,8 @@ joint: all levels in one map, see `codecs.pyramid`.
     D = sum_l w_l MSE_l / scale^2,   w_l = H_l W_l / sum H W ("elements") or 1 / L ("equal")
 
 The errors are those of the decoded levels at their own sizes. With "elements", the documents' rule,
-P2 has three quarters of the weight; one scale for all levels makes D relative to their variance.
+the finest level has three quarters of the weight; one scale for all levels makes D relative to
+their variance.
 
 random: each level passes alone through the same codec.
 
@@ -20,7 +21,7 @@ as many compiled steps as levels, and no others (`data.levels`).
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -36,11 +37,14 @@ from jaxcomp.types import Array, Batch, Features, PyTree
 LEVEL_WEIGHTS = ("elements", "equal")
 
 
-def pyramid_statistics(batches: Iterable[Mapping[str, Any]]) -> dict[str, np.ndarray]:
+def pyramid_statistics(
+    batches: Iterable[Mapping[str, Any]], levels: Sequence[str] = LEVELS
+) -> dict[str, np.ndarray]:
     """Statistics of each level, as `feature_codec.level_statistics` has them for one.
 
     Args:
       batches: {level: [B, H_l, W_l, C]}.
+      levels: which of them, in order.
 
     Returns:
       {"mean": [L, C], "scale": [L], "values": [L], how many there were}.
@@ -48,9 +52,9 @@ def pyramid_statistics(batches: Iterable[Mapping[str, Any]]) -> dict[str, np.nda
     Raises:
       NonFiniteError: the features hold NaN or infinity.
     """
-    sums = {level: FeatureSums() for level in LEVELS}
+    sums = {level: FeatureSums() for level in levels}
     for batch in batches:
-        for level in LEVELS:
+        for level in levels:
             sums[level].add(batch[level])
     found = [one.result() for one in sums.values()]
     stacked = {name: np.stack([one[name] for one in found]) for name in ("mean", "scale")}
@@ -67,18 +71,20 @@ def joint_statistics(statistics: Mapping[str, np.ndarray]) -> dict[str, np.ndarr
 class PyramidTask(FeatureCodecTask):
     """What both have in common: features are a dict of levels."""
 
+    levels: tuple[str, ...] = LEVELS
+
     def decoded(self, variables: PyTree, features: Features) -> tuple[Features, dict[str, Array]]:
         """See `RandomLevelTask.decoded`."""
         raise NotImplementedError
 
     def features(self, frozen: PyTree, batch: Batch) -> Features:
         """{level: [B, H_l, W_l, C]}: cached ones or the head's, or the drawn one alone."""
-        cached = {name: batch[name] for name in LEVELS if name in batch}
+        cached = {name: batch[name] for name in self.levels if name in batch}
         if cached:
             return {name: jnp.asarray(x, jnp.float32) for name, x in cached.items()}
         assert self.head is not None
         pyramid: Any = jax.lax.stop_gradient(self.head(frozen, batch))
-        return {name: pyramid[name] for name in batch.get("take", LEVELS)}
+        return {name: pyramid[name] for name in batch.get("take", self.levels)}
 
     def level_metrics(self, means: Mapping[str, Array], x: Features) -> Mapping[str, Any]:
         """Errors by level are among the terms already."""
@@ -107,18 +113,18 @@ class JointCodecTask(PyramidTask):
         self.level_weights = level_weights
 
     def _model_input(self, features: Features) -> Array:
-        return join_levels([features[name] for name in LEVELS])
+        return join_levels([features[name] for name in self.levels])
 
     def decoded(self, variables: PyTree, features: Features) -> tuple[Features, dict[str, Array]]:
         """As of `RandomLevelTask`, with one stream, "joint"."""
         out, restored = self._passed(variables, features)
-        return dict(zip(LEVELS, restored, strict=True)), {JOINT: out["bits"].sum((1, 2, 3))}
+        return dict(zip(self.levels, restored, strict=True)), {JOINT: out["bits"].sum((1, 2, 3))}
 
     def _passed(
         self, variables: PyTree, features: Features, rng: Array | None = None, train: bool = False
     ) -> tuple[Any, list[Array]]:
         """What the codec makes of the joint map, and the decoded levels."""
-        levels = [features[name] for name in LEVELS]
+        levels = [features[name] for name in self.levels]
         out: Any = self.codec.apply(variables, join_levels(levels), rng, train)
         return out, split_levels(out["x_hat"], [(x.shape[1], x.shape[2]) for x in levels])
 
@@ -131,7 +137,7 @@ class JointCodecTask(PyramidTask):
         judge: Judge | None = None,
     ) -> dict[str, Array]:
         """Distortion and rate of each row, [B], and the squared error of each level."""
-        levels = [features[name] for name in LEVELS]
+        levels = [features[name] for name in self.levels]
         out, restored = self._passed(variables, features, rng, train)
         errors = [jnp.square(x - y).mean((1, 2, 3)) for x, y in zip(levels, restored, strict=True)]
         positions = np.asarray([x.shape[1] * x.shape[2] for x in levels], np.float32)
@@ -140,10 +146,11 @@ class JointCodecTask(PyramidTask):
         chosen = mse if self.level_weights == "elements" else sum(errors) / len(errors)
         distortion = chosen / jnp.square(variables["stats"]["scale"])
         bpp = out["bits"].sum((1, 2, 3)) / positions.sum()
-        by_level = {f"fpn_mse/L{i}": error for i, error in enumerate(errors)}
+        named = zip(self.levels, errors, strict=True)
+        by_level = {f"fpn_mse/L{LEVELS.index(name)}": error for name, error in named}
         seen = None
         if judge:
-            pairs = zip(LEVELS, levels, restored, strict=True)
+            pairs = zip(self.levels, levels, restored, strict=True)
             seen = jnp.stack([judge(name, x, y) for name, x, y in pairs]).mean(0)
         return self.rated(distortion, mse, bpp, seen) | by_level
 
@@ -160,7 +167,7 @@ class RandomLevelTask(PyramidTask):
         """({level: [B, H_l, W_l, C] decoded from rounded latents}, {stream: [B] bits})."""
         restored, bits = {}, {}
         for name, x in features.items():
-            own = level_variables(variables, LEVELS.index(name))
+            own = level_variables(variables, self.levels.index(name))
             out: Any = self.codec.apply(own, x)
             restored[name], bits[name] = out["x_hat"], out["bits"].sum((1, 2, 3))
         return restored, bits
@@ -174,12 +181,12 @@ class RandomLevelTask(PyramidTask):
         judge: Judge | None = None,
     ) -> dict[str, Array]:
         """Distortion and rate of each row, [B], averaged over the levels that are there."""
-        rows = [
-            FeatureCodecTask.terms(
-                self, level_variables(variables, LEVELS.index(name)), x, rng, train, judge, name
-            )
-            for name, x in features.items()
-        ]
+
+        def of_level(name: str, x: Array) -> dict[str, Array]:
+            own = level_variables(variables, self.levels.index(name))
+            return FeatureCodecTask.terms(self, own, x, rng, train, judge, name)
+
+        rows = [of_level(name, x) for name, x in features.items()]
         by_level = {
             f"fpn_mse/L{LEVELS.index(name)}": row["mse"]
             for name, row in zip(features, rows, strict=True)
@@ -188,13 +195,21 @@ class RandomLevelTask(PyramidTask):
 
 
 def pyramid_task(
-    name: str, *args: Any, level_weights: str = "elements", **options: Any
+    name: str,
+    *args: Any,
+    level_weights: str = "elements",
+    levels: Sequence[str] = LEVELS,
+    **options: Any,
 ) -> PyramidTask:
-    """The task of a treatment, "joint" or "random", from `pyramid_statistics`."""
+    """The task of a treatment, "joint" or "random", from `pyramid_statistics` of these levels."""
     codec, rate_weight, statistics = args
+    task: PyramidTask
     if name == "joint":
         statistics = joint_statistics(statistics)
-        return JointCodecTask(
+        task = JointCodecTask(
             codec, rate_weight, statistics, level_weights=level_weights, **options
         )
-    return RandomLevelTask(codec, rate_weight, statistics, **options)
+    else:
+        task = RandomLevelTask(codec, rate_weight, statistics, **options)
+    task.levels = tuple(levels)
+    return task

@@ -27,7 +27,7 @@ import jax.numpy as jnp
 
 from jaxcomp.models.faster_rcnn import STRIDES, FasterRCNN
 from jaxcomp.models.fpn import LEVELS
-from jaxcomp.ops.losses import smooth_l1
+from jaxcomp.ops.losses import bernoulli_divergence, smooth_l1
 from jaxcomp.types import Array, Batch, Features, PyTree
 
 BOX_BETA = 1.0
@@ -79,7 +79,7 @@ def distance(target: Mapping[str, Array], found: Mapping[str, Array], real: Arra
     """T_l, [B], from `FasterRCNN.level_outputs` before and after coding and real regions [B, R]."""
     sure = jax.nn.sigmoid(target["objectness"])
     expected = 1.0 + sure.sum(-1)
-    anchors = _bernoulli_divergence(target["objectness"], found["objectness"]).sum(-1)
+    anchors = bernoulli_divergence(target["objectness"], found["objectness"]).sum(-1)
     anchor_boxes = smooth_l1(found["anchor_deltas"] - target["anchor_deltas"], BOX_BETA).sum(-1)
     total = _relative(target["hidden"], found["hidden"], (1, 2, 3))
     total += (anchors + (sure * anchor_boxes).sum(-1)) / expected
@@ -97,11 +97,3 @@ def distance(target: Mapping[str, Array], found: Mapping[str, Array], real: Arra
 def _relative(target: Array, found: Array, axes: tuple[int, ...]) -> Array:
     error = jnp.square(target - found).mean(axes)
     return error / (jnp.square(target).mean(axes) + _TINY)
-
-
-def _bernoulli_divergence(target: Array, found: Array) -> Array:
-    """KL between the distributions of two logits, elementwise."""
-    chance = jax.nn.sigmoid(target)
-    positive = jax.nn.log_sigmoid(target) - jax.nn.log_sigmoid(found)
-    negative = jax.nn.log_sigmoid(-target) - jax.nn.log_sigmoid(-found)
-    return chance * positive + (1.0 - chance) * negative

@@ -1,0 +1,288 @@
+"""Codecs for the pyramid of a face detector: photos, the tail as judge, a run, a comparison."""
+
+import dataclasses
+import json
+
+import flax.traverse_util
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+
+import jaxcomp
+from jaxcomp import checkpoint, cli
+from jaxcomp import main as main_module
+from jaxcomp.config import load_config
+from jaxcomp.data import make_splits, photos
+from jaxcomp.errors import CheckpointError, ConfigError, DataError, ShapeError
+from jaxcomp.inspecting import describe_config
+from jaxcomp.interop.featherface_names import abstract_variables
+from jaxcomp.jobs import frozen_features
+from jaxcomp.loaders import FaceSplit, load_split_detector
+from jaxcomp.loaders_face import FACE_FILE, FACE_KIND, load_face_detector
+from jaxcomp.models.featherface import FACE_LEVELS, VARIANTS, FaceDetector
+from jaxcomp.tasks import face_distortion
+
+CONFIG = "configs/face_codec.py"
+SMALL = dataclasses.replace(
+    VARIANTS["retinaface"], features=8, max_detections=12, candidates=100, score_threshold=0.3
+)
+
+
+def drawn(cfg):
+    """Random variables of a detector."""
+    rng = np.random.default_rng(0)
+    flat = {}
+    for name, leaf in abstract_variables(FaceDetector(cfg)).items():
+        x = 0.15 * rng.standard_normal(leaf.shape)
+        positive = name.endswith(("var", "scale", "_weights"))
+        flat[name] = (1 + x if positive else x).astype(np.float32)
+    return flax.traverse_util.unflatten_dict(flat, sep="/")
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory):
+    path = tmp_path_factory.mktemp("detector") / FACE_FILE
+    checkpoint.export_npz(path, drawn(SMALL), {"kind": FACE_KIND, "model": vars(SMALL)})
+    return path
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Ten small photos, one of them broken."""
+    root = tmp_path_factory.mktemp("photos")
+    rng = np.random.default_rng(0)
+    for i in range(10):
+        coarse = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)
+        Image.fromarray(coarse).resize((90, 70)).save(root / f"{i:03}.png")
+    (root / "broken.jpg").write_bytes(b"no picture")
+    return root
+
+
+def words(folder, weights, *more):
+    sizes = {"data.height": 96, "data.width": 96, "data.crop": 64, "data.crops": 2}
+    pairs = {**sizes, "data.dir": folder, "detector.path": weights, "model.in_channels": 8}
+    return [*(f"--config.{k}={v}" for k, v in pairs.items()), *more]
+
+
+def config_of(folder, weights, *more):
+    return load_config(CONFIG, words(folder, weights, *more))
+
+
+def test_photos_are_held_out_by_their_names(folder, weights, caplog):
+    names = [p.name for p in photos.photo_files(str(folder))]
+    held = [name for name in names if photos.held_out(name, 1 / 3)]
+    assert 0 < len(held) < len(names)
+    assert [photos.held_out(f"{i}", 0.25) for i in range(2000)].count(True) == pytest.approx(
+        500, abs=80
+    )
+    splits = make_splits(config_of(folder, weights), 3)
+    batches = list(splits.validation())
+    assert sum(len(b["mask"]) for b in batches) >= len(held)
+    image = batches[0]["image"][0]
+    assert image.shape == (96, 96, 3) and tuple(batches[0]["image_size"][0]) == (70, 90)
+    assert (image[70:] == photos.FILL).all() and (image[:, 90:] == photos.FILL).all()
+    assert np.ptp(image[:70, :90]) > 50
+    one, again = (list(splits.train_once()) for _ in range(2))
+    assert one[0]["image"].shape == (3, 64, 64, 3)
+    for a, b in zip(one, again, strict=True):
+        np.testing.assert_array_equal(a["image"], b["image"])
+    masks = np.concatenate([b["mask"] for b in one + batches + again])
+    assert 0 < masks.sum() < len(masks) and "broken.jpg" in caplog.text
+    fatal = make_splits(config_of(folder, weights, "--config.data.on_junk=fatal"), 3)
+    with pytest.raises(DataError, match=r"broken\.jpg"):
+        list(fatal.train_once()) + list(fatal.validation())
+
+
+def test_photos_that_are_larger_than_the_canvas_are_shrunk():
+    image = np.full((100, 300, 3), 7, np.uint8)
+    canvas, size = photos.on_canvas(image, 64, 96)
+    assert size == (32, 96) and (canvas[:32] == 7).all() and (canvas[32:] == photos.FILL).all()
+    tiny = photos.crop_of(np.zeros((1, 1, 3), np.uint8), 32, np.random.default_rng(0))
+    assert tiny.shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "what"),
+    [
+        ("data.crop=70", "multiple of 32"),
+        ("detector.path=", "detector.path is empty"),
+        ("detector.kind=lidar", "detector.kind"),
+        ("evaluation.truth_score=2.0", "truth_score"),
+    ],
+)
+def test_bad_values_are_named(folder, weights, wrong, what):
+    with pytest.raises(ConfigError, match=what):
+        config_of(folder, weights, f"--config.{wrong}")
+
+
+def test_a_folder_without_photos_and_a_wrong_detector_are_told(tmp_path, folder, weights):
+    for place in (tmp_path, tmp_path / "none"):
+        with pytest.raises(DataError, match="photo"):
+            make_splits(config_of(place, weights), 2)
+    with pytest.raises(CheckpointError, match="no weights"):
+        load_split_detector(tmp_path / "none.npz", "face")
+    argv = [f"--config={CONFIG}", *words(folder, weights, "--config.model.in_channels=6")]
+    assert main_module.main([*argv, f"--workdir={tmp_path / 'run'}"]) == 1
+
+
+def test_the_detector_cut_in_two_is_the_detector(weights):
+    whole = load_face_detector(weights)
+    split = FaceSplit(whole)
+    rng = np.random.default_rng(1)
+    images = rng.integers(0, 256, (2, 64, 96, 3)).astype(np.uint8)
+    found = split.tail(split.head(images), None)
+    assert found["valid"].sum() > 2
+    for i in range(2):
+        alone = whole.detect(images[i])
+        count = int(found["valid"][i].sum())
+        assert count == len(alone["scores"])
+        np.testing.assert_allclose(found["boxes"][i, :count], alone["boxes"], atol=1e-2)
+        np.testing.assert_allclose(found["scores"][i, :count], alone["scores"], atol=1e-4)
+    assert split.digest == whole.digest
+
+
+@pytest.mark.parametrize("variant", ["retinaface", "v2"])
+def test_one_level_of_the_tail_is_that_of_the_whole(variant):
+    model = FaceDetector(dataclasses.replace(VARIANTS[variant], features=16, cells=1))
+    variables = drawn(model.cfg)
+    rng = np.random.default_rng(2)
+    sizes = {"p3": (8, 6), "p4": (4, 3), "p5": (2, 2)}
+    pyramid = {k: rng.normal(0, 1, (2, *s, 16)).astype(np.float32) for k, s in sizes.items()}
+
+    def both(pyramid):
+        outputs = face_distortion.level_outputs
+        levels = [outputs(model, variables, name, pyramid[name]) for name in FACE_LEVELS]
+        return levels, model.apply(variables, pyramid, method="tail")
+
+    levels, whole = jax.jit(both)(pyramid)
+    for name, wanted in whole.items():
+        np.testing.assert_allclose(
+            np.concatenate([one[name] for one in levels], 1), wanted, atol=1e-5
+        )
+
+
+def test_the_judge_wants_faces_and_forgives_background():
+    rng = np.random.default_rng(3)
+    classes = np.zeros((1, 32, 2), np.float32)
+    classes[0, :, 0], classes[0, :4, 1] = 6, 12  # the first four anchors are sure of a face
+    target = {
+        "hidden": rng.normal(0, 1, (1, 4, 4, 3)), "classes": classes,
+        "boxes": rng.normal(0, 1, (1, 32, 4)), "landmarks": rng.normal(0, 1, (1, 32, 10)),
+    }  # fmt: skip
+    target = {k: jnp.asarray(v, jnp.float32) for k, v in target.items()}
+    distance = jax.jit(face_distortion.distance)
+    assert float(distance(target, target)[0]) == pytest.approx(0, abs=1e-5)
+
+    def moved(anchor):
+        return {**target, "boxes": target["boxes"].at[0, anchor].add(1.0)}
+
+    assert distance(target, moved(1))[0] > 1.9 > 0.1 > distance(target, moved(20))[0]
+    lost = {**target, "classes": target["classes"].at[0, 1].set(jnp.asarray([6.0, 0.0]))}
+    assert distance(target, lost)[0] > 3
+
+
+def test_what_a_config_builds():
+    more = ["detector.path=x", "data.dir=y"]
+    for treatment, channels in (("joint", 192), ("random", 64)):
+        found = describe_config(load_config(f"{CONFIG}:{treatment}", more))
+        assert found["feature_shape"] == [80, 80, channels]
+
+
+def _files(run, photo, weights, folder):
+    """A photo to a stream and back to faces, by the commands."""
+    stream, boxes = folder / "one.jxc", folder / "one.json"
+    given = ["--codec", str(run), "--detector", str(weights)]
+    assert cli.main(["compress", str(photo), *given, "--out", str(stream)]) == 0
+    argv = ["detect", str(photo), "--stream", str(stream), *given, "--score=0.1", "--no-pictures"]
+    assert cli.main([*argv, "--out", str(boxes)]) == 0
+    record = json.loads(boxes.read_text())
+    assert record["image_size"] == [70, 90] and len(record["detections"]) > 0
+    assert {row["label"] for row in record["detections"]} == {"Face"}
+
+
+def test_photos_of_any_size_reach_the_network(weights):
+    split = load_split_detector(weights, "face")
+    image, meta = split.prepare(np.zeros((100, 300, 3), np.uint8), {"height": 64, "width": 96})
+    assert image.shape == (1, 32, 96, 3) and meta["image_size"].tolist() == [[32, 96]]
+    np.testing.assert_allclose(meta["scale"], [[0.32, 0.32]])
+    with pytest.raises(ShapeError, match="p5"):
+        split.detect_from_features({"p3": np.zeros((1, 4, 12, 8), "f4")})
+
+
+@pytest.mark.parametrize("treatment", ["joint", pytest.param("random", marks=pytest.mark.slow)])
+def test_a_run_and_its_comparison(treatment, tmp_path, folder, weights, capsys):
+    run = tmp_path / "run"
+    argv = [
+        f"--config={CONFIG}:{treatment}", f"--workdir={run}",
+        *words(folder, weights, "--config.model.n_hidden=4", "--config.model.n_channels=4"),
+        "--config.model.stages=1", "--config.training.epochs=1", "--config.training.batch_size=2",
+        "--config.log.progress=False", "--config.evaluation.truth_score=0.4",
+    ]  # fmt: skip
+    assert main_module.main(argv) == 0, capsys.readouterr()
+    summary = json.loads((run / "summary.json").read_text())
+    held = [p for p in photos.photo_files(str(folder)) if photos.held_out(p.name, 1 / 3)]
+    held = [p for p in held if p.suffix == ".png"]
+    files = sorted((run / "streams").glob("*.jxc"))
+    assert summary["frames"] == len(files) == len(held) and summary["treatment"] == treatment
+    assert tuple(summary["levels"]) == FACE_LEVELS
+    assert summary["map50_uncompressed"] == pytest.approx(1.0)
+    assert "P3-P5" in (run / "index.html").read_text()
+    codec, detector = jaxcomp.load_codec(run), load_face_detector(weights)
+    codec.check_detector(detector)
+    features = detector.get_features(held[0])
+    blob = codec.compress(features)
+    restored = codec.decompress(blob)
+    assert {k: x.shape for k, x in restored.items()} == {k: x.shape for k, x in features.items()}
+    found = detector.detect_from_features(restored, (70, 90))
+    assert found["landmarks"].shape[1:] == (5, 2)
+    if treatment == "random":
+        return
+    _files(run, held[0], weights, tmp_path)
+    out = tmp_path / "comparison"
+    argv = ["evaluate", str(run), f"--out={out}", "--anchors=detections,jpeg", "--frames=2"]
+    assert cli.main([*argv, "--bootstrap=10"]) == 0
+    results = json.loads((out / "rate_accuracy.json").read_text())
+    assert results["classes"] == ["Face"] and results["uncompressed"]["accuracy"]["map50"] == 1
+    by_kind = {point["kind"]: point for point in results["points"]}
+    assert by_kind["learned"]["whole"] and by_kind["local"]["accuracy"]["map50"] == 1
+    assert by_kind["image"]["bytes_per_frame"] > 100
+
+
+class Fake:
+    """A detector whose scores are the features themselves."""
+
+    levels = ("p3",)
+
+    def head(self, images):
+        return {"p3": np.asarray(images)[:, :1, :1, :1] / np.float32(255)}
+
+    def tail(self, features, image_size):
+        scores = np.asarray(features["p3"], np.float32).reshape(-1, 1)
+        boxes = np.tile(np.asarray([[[0, 0, 5, 5]]], np.float32), (len(scores), 1, 1))
+        ones = np.ones(scores.shape, np.int32)
+        return {"boxes": boxes, "scores": scores, "labels": ones, "valid": ones > 0}
+
+
+def test_crops_with_and_without_objects_are_as_many(folder, weights):
+    config = config_of(folder, weights)
+    scores = np.linspace(0, 1, 50, dtype="f4").reshape(-1, 1, 1, 1) ** 3
+    rows = frozen_features.balanced(config, Fake(), {"p3": scores, "row": np.arange(50)})
+    assert (rows["p3"] >= 0.5).sum() == (scores >= 0.5).sum() == len(rows["row"]) / 2
+    np.testing.assert_array_equal(rows["p3"], scores[rows["row"]])
+    none = {"p3": 0 * scores}
+    assert frozen_features.balanced(config, Fake(), none) is none
+    off = config_of(folder, weights, "--config.data.balanced=False")
+    assert frozen_features.balanced(off, Fake(), {"p3": scores})["p3"] is scores
+
+
+def test_the_truth_of_photos_is_the_detector_itself(folder, weights):
+    config = config_of(folder, weights)
+    image = np.zeros((2, 4, 4, 3), np.uint8)
+    image[1] = 200
+    batch = {"image": image, "mask": np.ones(2, "f4")}
+    (labelled,) = frozen_features.with_truth(config, Fake(), [batch])
+    np.testing.assert_array_equal(labelled["valid"], [[False], [True]])
+    assert not labelled["ignore"].any() and labelled["boxes"].shape == (2, 1, 4)
+    assert next(frozen_features.with_truth(config, Fake(), [labelled])) is labelled
