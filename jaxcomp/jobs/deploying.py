@@ -199,6 +199,11 @@ def _calibration(folder: Path | None) -> Iterator[np.ndarray]:
 def quantise(content: bytes, inputs: Sequence[np.ndarray]) -> bytes:
     """An ONNX file with 8-bit weights (by channel) and activations, for onnxruntime.
 
+    Convolutions become integers, except where a step of 1/255 of the range would move boxes: those
+    that make the outputs (whose largest numbers belong to anchors without a face) and those that
+    tell deformable convolutions where to read. Deformable convolutions themselves stay as they are:
+    onnxruntime computes them in single precision only.
+
     Args:
       content: the file in single precision.
       inputs: what the ranges of the activations are taken from.
@@ -221,8 +226,34 @@ def quantise(content: bytes, inputs: Sequence[np.ndarray]) -> bytes:
             str(source), str(target), Reader(), quant_format=tools.QuantFormat.QDQ,
             per_channel=True, activation_type=tools.QuantType.QUInt8,
             weight_type=tools.QuantType.QInt8, op_types_to_quantize=["Conv"],
+            nodes_to_exclude=delicate_nodes(content),
         )  # fmt: skip
         return target.read_bytes()
+
+
+def delicate_nodes(content: bytes) -> list[str]:
+    """Convolutions whose result is an output, or an offset or mask of a deformable convolution.
+
+    What lies between (sums, activations, changes of shape) is walked through.
+    """
+    graph = require("onnx").load_from_string(content).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    todo = [out.name for out in graph.output]
+    for node in graph.node:
+        if node.op_type == "DeformConv":
+            todo += [node.input[i] for i in (2, 4) if i < len(node.input)]
+    found, seen = set[str](), set[str]()
+    while todo:
+        name = todo.pop()
+        node = makers.get(name)
+        if node is None or name in seen:
+            continue
+        seen.add(name)
+        if node.op_type == "Conv":
+            found.add(node.name)
+        elif node.op_type != "DeformConv":
+            todo += node.input
+    return sorted(found)
 
 
 def sums_hold(folder: Path) -> bool:
