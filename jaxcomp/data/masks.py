@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterable
 
 import numpy as np
 
@@ -199,15 +200,17 @@ class MaskSampler:
 
     def __call__(self, rng: np.random.Generator, count: int) -> dict[str, np.ndarray]:
         """Masks of a batch: {"hidden": bool [count, N], "context": bool [count, N]}."""
-        pairs = [self.one(rng) for _ in range(count)]
+        return self.each([rng] * count)
+
+    def each(self, rngs: Iterable[np.random.Generator]) -> dict[str, np.ndarray]:
+        """As a call, a row for each generator."""
+        pairs = [self.one(rng) for rng in rngs]
         hidden, context = (np.stack(x) for x in zip(*pairs, strict=True))
         return {"hidden": hidden, "context": context}
 
     def of_rows(self, seed: int, rows: np.ndarray) -> dict[str, np.ndarray]:
         """Masks that belong to rows of a data set, always the same: for validation."""
-        pairs = []
-        for row in np.asarray(rows).tolist():
-            entropy = np.random.SeedSequence([seed, _STREAM, int(row)])
-            pairs.append(self.one(np.random.Generator(np.random.Philox(entropy))))
-        hidden, context = (np.stack(x) for x in zip(*pairs, strict=True))
-        return {"hidden": hidden, "context": context}
+        entropies = [[seed, _STREAM, row] for row in np.asarray(rows).tolist()]
+        return self.each(
+            np.random.Generator(np.random.Philox(np.random.SeedSequence(e))) for e in entropies
+        )
