@@ -29,6 +29,7 @@ import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 
+from jaxcomp import processes
 from jaxcomp.errors import CheckpointError
 from jaxcomp.types import PyTree
 from jaxcomp.workdir import atomic_write, disk_errors
@@ -231,6 +232,8 @@ class Checkpointer:
     def restore_latest(self, like: PyTree) -> tuple[PyTree, dict[str, Any], int] | None:
         """Reads the newest step that can be read, removing damaged newer ones with a warning.
 
+        Several processes agree on one step, which the first one chooses.
+
         Args:
           like: as in `restore`.
 
@@ -239,7 +242,10 @@ class Checkpointer:
 
         Raises:
           CheckpointError: there are steps but none can be read, or they are of another model.
+          ProcessError: the processes do not see the same steps, or the first one can read none.
         """
+        if processes.count() > 1:
+            return self._restore_agreed(like)
         failure: CheckpointError | None = None
         damaged: list[int] = []
         for step in reversed(self.steps()):
@@ -250,13 +256,55 @@ class Checkpointer:
                     raise
                 failure, damaged = error, [*damaged, step]
                 continue
-            for bad in damaged:
-                _LOG.warning("Checkpoint %d is damaged; going back to step %d.", bad, step)
-                self._manager.delete(bad)
+            self._drop(damaged, step)
             return state, extra, step
         if failure is not None:
             raise failure
         return None
+
+    def _restore_agreed(self, like: PyTree) -> tuple[PyTree, dict[str, Any], int] | None:
+        """`restore_latest` of several processes.
+
+        Each reads its own part of the arrays, so that one may see damage where another sees none:
+        the first process reads everything beforehand, alone, and says which step it is.
+        """
+        self.wait()
+        found = processes.from_primary(self._newest_readable, "checkpoint")
+        if found is None:
+            return None
+        step, damaged = found
+        processes.check_agreement(
+            str(self.steps()), "list of checkpoints",
+            "all of them must see the same run directory; start them again",
+        )  # fmt: skip
+        state, extra = self.restore(like, step)
+        self._drop(damaged, step)
+        return state, extra, step
+
+    def _newest_readable(self) -> tuple[int, list[int]] | None:
+        """(the newest step of which every byte can be read, damaged newer ones), None without any.
+
+        Raises:
+          CheckpointError: there are steps, but none can be read.
+        """
+        failure: CheckpointError | None = None
+        damaged: list[int] = []
+        for step in reversed(self.steps()):
+            try:
+                _read_step(self.path / str(step))
+            except Exception as error:
+                failure, damaged = self._unreadable(step, error), [*damaged, step]
+                continue
+            return step, damaged
+        if failure is not None:
+            raise failure
+        return None
+
+    def _drop(self, damaged: Sequence[int], step: int) -> None:
+        """Removes steps that cannot be read, newer than `step`, which is used instead."""
+        for bad in damaged:
+            _LOG.warning("Checkpoint %d is damaged; going back to step %d.", bad, step)
+            self._manager.delete(bad)
 
     def close(self) -> None:
         """Waits for the last save and frees the manager's threads."""
@@ -272,6 +320,20 @@ class Checkpointer:
         except CheckpointError:
             if kind is None:  # else the first error says what happened
                 raise
+
+
+def _read_step(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
+    """(train state as numpy arrays, record) of a saved step, read by this process alone."""
+    record = json.loads((folder / "extra" / "metadata").read_text())
+    alone = ocp.options.MultiprocessingOptions(
+        primary_host=processes.index(), active_processes={processes.index()}
+    )
+    handler = ocp.PyTreeCheckpointHandler(multiprocessing_options=alone)
+    with ocp.Checkpointer(handler, multiprocessing_options=alone) as reader:
+        found = reader.metadata(folder / "state").item_metadata.tree
+        numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found)
+        state = reader.restore(folder / "state", ocp.args.PyTreeRestore(restore_args=numpy))
+    return state, record
 
 
 def _unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
@@ -374,6 +436,8 @@ def load_npz(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, An
 def load_frozen(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any], str]:
     """Reads trained weights from an `.npz` file or from the best checkpoint of a run directory.
 
+    One of several processes may do so alone.
+
     Args:
       path: an `.npz`, a run directory (with `checkpoints/`) or its `checkpoints/` folder.
 
@@ -402,11 +466,7 @@ def load_frozen(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str,
         record = json.loads((folder / str(steps[-1]) / "extra" / "metadata").read_text())
         best = record.get("best", {}).get("step")
         step = best if best in steps else steps[-1]
-        with ocp.PyTreeCheckpointer() as reader:
-            item = folder / str(step) / "state"
-            found = reader.metadata(item).item_metadata.tree
-            numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found)
-            state = reader.restore(item, restore_args=numpy)
+        state, _ = _read_step(folder / str(step))
     except Exception as error:
         reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
         raise CheckpointError(f"{str(path)!r} is truncated or damaged ({reason}).") from error

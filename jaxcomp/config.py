@@ -161,7 +161,7 @@ def base_config(**extra: Any) -> ConfigDict:
 
 # What changes where and how a run works, shows and saves, but not what it computes.
 _NO_RESULT = (
-    *("log.", "checkpoint.", "alerts.", "extra_keys", "evaluation.pictures"),
+    *("log.", "checkpoint.", "mesh.", "alerts.", "extra_keys", "evaluation.pictures"),
     "evaluation.pictures_every",
     *("data.dir", "data.workers", "data.cache", "data.num_threads", "data.on_junk"),
 )

@@ -90,6 +90,7 @@ DEFAULTS: Mapping[str, Any] = {
         },
         "early_stopping": {"patience": 15, "min_delta": 1e-6},  # patience 0: off
     },
+    "mesh": {"fsdp": 1},  # devices that share out one copy of the train state
     "checkpoint": {"keep": 2, "every_steps": 0},  # every_steps 0: after each epoch only
     "log": {"every_steps": 10, "tensorboard": False, "wandb": False, "progress": True},
     "alerts": {
@@ -134,6 +135,7 @@ _RANGES: Mapping[str, tuple[float, float, bool]] = {
     "training.lr_schedule.warmup_epochs": (0, math.inf, True),
     "training.early_stopping.patience": (0, math.inf, True),
     "training.early_stopping.min_delta": (0, math.inf, True),
+    "mesh.fsdp": (1, math.inf, True),
     "checkpoint.keep": (1, math.inf, True),
     "checkpoint.every_steps": (0, math.inf, True),
     "log.every_steps": (1, math.inf, True),

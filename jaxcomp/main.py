@@ -7,6 +7,7 @@ import os
 import signal
 import sys
 import time
+import traceback
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,8 @@ Trains one workload, evaluates it with real bytes, and writes a report.
   --coordinator=HOST:PORT  one of several processes: where process 0 listens, or "auto" on a TPU
                            pod, under Slurm, Open MPI or Kubernetes
   --processes=N --process_id=I   how many there are, and which one this is (not with "auto")
+  --config.mesh.fsdp=N     share each copy of the train state out among N devices, for models that
+                           are too large for one; a run may go on with another N
   --rq_ckpt=FILE --eval_num_codebooks=K --eval_num_embeddings=N    with --mode=eval: measure
                            saved codebooks of pointpillars_rq.py at a point (N may be 256,256,16)
   --debug                  show the whole trace of an error
@@ -73,7 +76,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     debug = "--debug" in argv
     try:
         spec, overrides, args = parse(argv)
-        if not args.help and args.mode == "eval" and _compare(args.workdir, spec, overrides):
+        alone = not args.help and not args.coordinator
+        if alone and args.mode == "eval" and _compare(args.workdir, spec, overrides):
             return 0
         if args.help or spec is None:
             print(HELP, end="", file=sys.stdout if args.help else sys.stderr)
@@ -82,6 +86,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         _join(args)
         run(config, argv, workdir=args.workdir, mode=args.mode, started=started)
     except (JaxcompError, OSError) as error:
+        _tell_failure(error)
         if debug:
             raise
         print(f"error: {error}", file=sys.stderr)
@@ -114,18 +119,32 @@ def _join(args: argparse.Namespace) -> None:
         processes.join(args.coordinator, args.processes, args.process_id)
 
 
+def _tell_failure(error: BaseException) -> None:
+    """Lets the other processes, if there are any, know why this one ends."""
+    if "jaxcomp.processes" in sys.modules:
+        sys.modules["jaxcomp.processes"].tell_failure(error)
+
+
 def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: float) -> Any:
     """Trains (or only evaluates) a validated config; returns the summary."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+    from jaxcomp import processes
     from jaxcomp.jobs import evaluate_saved, runner
 
-    if mode == "eval" and evaluate_saved(config, workdir):
+    if mode == "eval" and processes.from_primary(
+        lambda: evaluate_saved(config, workdir), "measurement of saved weights"
+    ):
         return None
     return runner.run(config, argv, workdir=workdir, mode=mode, started=started)
 
 
 if __name__ == "__main__":
-    status = main()
+    try:
+        status = main()
+    except Exception as unforeseen:
+        traceback.print_exc()
+        _tell_failure(unforeseen)
+        status = 1
     if "jaxcomp.processes" in sys.modules:
         sys.modules["jaxcomp.processes"].end(status)
     sys.exit(status)

@@ -12,6 +12,7 @@ import itertools
 import json
 import os
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, NoReturn
@@ -23,8 +24,10 @@ from jaxcomp.types import PyTree
 
 HEARTBEAT_SECONDS = 30  # after which a silent process counts as dead
 GRACE_SECONDS = 10  # for the others to end by the same error
+PATIENCE_SECONDS = 5  # with this process, when another has failed; less than the grace
 LEAVING_SECONDS = 2  # between saying that one ends and being gone, on a busy machine
 LONG_SECONDS = 7 * 24 * 3600  # others may evaluate for days
+LOOK_SECONDS = 2  # after which one that waits asks whether another has failed
 _names = itertools.count()  # every message has a name of its own; all processes count alike
 
 
@@ -90,18 +93,37 @@ def _client() -> Any:
     return distributed.global_state.client
 
 
-def wait_for_all(what: str, seconds: int = LONG_SECONDS) -> None:
+def _get(key: str, what: str) -> str:
+    """The value of a key as soon as another process has set it.
+
+    Raises:
+      ProcessError: that process died, some process told that it failed, or the time is over.
+    """
+    until = time.monotonic() + LONG_SECONDS
+    while True:
+        try:
+            return _client().blocking_key_value_get(key, 1000 * LOOK_SECONDS)
+        except Exception as error:
+            over = time.monotonic() > until
+            if over or _failures() or "DEADLINE_EXCEEDED" not in str(error):
+                raise gone(what, error) from error
+
+
+def _told_by_all(value: str, what: str) -> list[str]:
+    """The values that the processes give to this call, in their order."""
+    key = f"jaxcomp/{next(_names)}/{what}"
+    _client().key_value_set(f"{key}/{index()}", value)
+    return [_get(f"{key}/{i}", f"waiting for {what} of process {i}") for i in range(count())]
+
+
+def wait_for_all(what: str) -> None:
     """Returns when every process is here.
 
     Raises:
-      ProcessError: they did not come in time, or one died.
+      ProcessError: one of them failed or died.
     """
-    if count() == 1:
-        return
-    try:
-        _client().wait_at_barrier(f"jaxcomp-{next(_names)}-{what}", 1000 * seconds)
-    except Exception as error:
-        raise gone(f"waiting for {what}", error) from error
+    if count() > 1:
+        _told_by_all("here", what)
 
 
 def from_primary(make: Callable[[], Any], what: str) -> Any:
@@ -123,10 +145,7 @@ def from_primary(make: Callable[[], Any], what: str) -> Any:
             raise
         _client().key_value_set(key, json.dumps({"value": value}))
         return value
-    try:
-        told = json.loads(_client().blocking_key_value_get(key, 1000 * LONG_SECONDS))
-    except Exception as error:
-        raise gone(f"waiting for {what} of process 0", error) from error
+    told = json.loads(_get(key, f"waiting for {what} of process 0"))
     if "error" in told:
         raise ProcessError(f"process 0: {told['error']}")
     return told["value"]
@@ -136,19 +155,11 @@ def check_agreement(value: str, what: str, fix: str) -> None:
     """Raises `ProcessError` in all processes unless all of them hold the same value."""
     if count() == 1:
         return
-    key = f"jaxcomp/{next(_names)}/{what}"
-    _client().key_value_set(f"{key}/{index()}", json.dumps(value))
-    try:
-        told = [
-            json.loads(_client().blocking_key_value_get(f"{key}/{i}", 1000 * LONG_SECONDS))
-            for i in range(count())
-        ]
-    except Exception as error:
-        raise gone(f"comparing the {what}", error) from error
+    told = _told_by_all(value, what)
     others = [i for i, one in enumerate(told) if one != told[0]]
     if others:
         with contextlib.suppress(Exception):  # process 0 must live until all have read this
-            _client().wait_at_barrier(f"{key}/read", 10_000)
+            _client().wait_at_barrier(f"jaxcomp/{next(_names)}/{what}/read", 10_000)
         raise ProcessError(
             f"process {' and '.join(map(str, others))} has another {what} than process 0; {fix}"
         )
@@ -193,10 +204,57 @@ def losses_told(where: str) -> Iterator[None]:
 def gone(where: str, error: BaseException) -> ProcessError:
     """The error for a computation or a wait that another process broke."""
     reason = (str(error).splitlines() or [type(error).__name__])[0][:160]
+    told = _failures()
+    return _broken(where, told[0] if told else f"another process ended or is silent ({reason})")
+
+
+def _broken(where: str, what: str) -> ProcessError:
     return ProcessError(
-        f"{where}: another process ended or does not answer ({reason}). The last checkpoint is "
-        "good: start all processes again to go on."
+        f"{where}: {what.rstrip('.')}. The last checkpoint is good: start all processes again to "
+        "go on."
     )
+
+
+@contextlib.contextmanager
+def watched(where: str) -> Iterator[None]:
+    """Around what processes compute together: when one tells that it failed, the others end too.
+
+    Each waits in some collective for the one that failed, which Python cannot interrupt: if this
+    process has not noticed by itself after `PATIENCE_SECONDS`, it ends with the error, status 1.
+    """
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(LOOK_SECONDS):
+            told = _failures()
+            if told and not over.wait(PATIENCE_SECONDS):
+                print(f"error: {_broken(where, told[0])}", file=sys.stderr, flush=True)
+                end(1)
+
+    if count() > 1:
+        threading.Thread(target=watch, name="watch", daemon=True).start()
+    try:
+        yield
+    finally:
+        over.set()
+
+
+def tell_failure(error: BaseException) -> None:
+    """Leaves word of the error by which this process ends; the errors of the others quote it."""
+    follows = isinstance(error, ProcessError) or hasattr(error, "signum")  # all end by it
+    if _client() is None or follows:
+        return
+    with contextlib.suppress(Exception):
+        _client().key_value_set(f"jaxcomp/failed/{index()}", str(error)[:500])
+
+
+def _failures() -> list[str]:
+    """What other processes told before they ended, as "process I failed: ..."."""
+    with contextlib.suppress(Exception):
+        found = _client().key_value_dir_get("jaxcomp/failed/")
+        others = [(key.rpartition("/")[2], value) for key, value in found]
+        return [f"process {i} failed: {v}" for i, v in sorted(others) if i != str(index())]
+    return []
 
 
 def _told_the_end() -> None:

@@ -39,17 +39,20 @@ def create_state(
       mesh: where to place the state; all devices by default.
 
     Returns:
-      (state, frozen), replicated over the mesh. They share no buffer with each other, so that the
-      state may be donated.
+      (state, frozen): the state as `sharding.state_sharding` says, the frozen parameters replicated
+      over the mesh. They share no buffer with each other, so that the state may be donated.
     """
     mesh = mesh or sharding.make_mesh()
     params, stats, frozen = task.init(rng, batch)
     # The first thing that all devices do together waits for nobody longer than half a minute.
     processes.wait_for_all("the state")
-    params = sharding.replicate(mesh, params)
-    opt = optim.init_optimiser(tx, params, accumulation)
-    state = TrainState(step=jnp.int32(0), params=params, stats=stats, opt=opt)
-    return sharding.replicate(mesh, state), sharding.replicate(mesh, frozen)
+    params = sharding.place(mesh, params)
+    make = functools.partial(optim.init_optimiser, tx, accumulation=accumulation)
+    where = sharding.state_shardings(mesh, jax.eval_shape(make, params))
+    opt = jax.jit(make, out_shardings=where)(params)  # no device ever holds all of it
+    step, stats = sharding.place(mesh, (jnp.int32(0), stats))
+    state = TrainState(step=step, params=params, stats=stats, opt=opt)
+    return state, sharding.replicate(mesh, frozen)
 
 
 def make_train_step(
@@ -83,15 +86,23 @@ def make_train_step(
       task has a function `gradient_group` (path of a parameter to the name of its group), they have
       "grad_norm_by", the norm of each group's gradient.
     """
-    gradients = functools.partial(_gradients, task, loss_scale)
+    mesh = mesh or sharding.make_mesh()
+    gradients = functools.partial(_gradients, task, loss_scale, mesh)
     apply = functools.partial(_apply, task, tx)
     if accumulation == 1:
         body = _simple(gradients, apply, skip_nonfinite)
     else:
         advance = functools.partial(_advance, accumulation, steps_per_epoch)
         body = _accumulating(gradients, apply, advance, skip_nonfinite)
-    everywhere = sharding.replicated(mesh or sharding.make_mesh())
-    return jax.jit(body, donate_argnums=0, out_shardings=everywhere)
+    everywhere = sharding.replicated(mesh)
+    if not sharding.is_sharded(mesh):
+        return jax.jit(body, donate_argnums=0, out_shardings=everywhere)
+
+    def sharded(state: TrainState, frozen: PyTree, batch: Batch, seed: Array) -> Any:
+        new, metrics = body(state, frozen, batch, seed)
+        return sharding.spread(mesh, new), metrics
+
+    return jax.jit(sharded, donate_argnums=0, out_shardings=(None, everywhere))
 
 
 def _simple(gradients: _Gradients, apply: _Apply, skip_nonfinite: bool) -> StepFn:
@@ -149,15 +160,24 @@ def _accumulating(
 
 
 def _gradients(
-    task: Task, loss_scale: float, state: TrainState, frozen: PyTree, batch: Batch, rng: Array
+    task: Task,
+    loss_scale: float,
+    mesh: jax.sharding.Mesh,
+    state: TrainState,
+    frozen: PyTree,
+    batch: Batch,
+    rng: Array,
 ) -> tuple[PyTree, tuple[Array, LossAux]]:
     """(gradients, (loss, aux)) of a batch, neither of them scaled."""
+    stats = sharding.gather(mesh, state.stats)
 
     def scaled(params: PyTree) -> tuple[Array, tuple[Array, LossAux]]:
-        loss, aux = task.loss(params, state.stats, frozen, batch, rng, state.step)
+        params = sharding.gather(mesh, params)
+        loss, aux = task.loss(params, stats, frozen, batch, rng, state.step)
         return loss * loss_scale, (loss, aux)
 
     grads, (loss, aux) = jax.grad(scaled, has_aux=True)(state.params)
+    grads = sharding.spread(mesh, grads)
     if loss_scale != 1.0:
         grads = jax.tree.map(lambda g: g / loss_scale, grads)
     group = getattr(task, "gradient_group", None)

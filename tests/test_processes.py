@@ -11,11 +11,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from toy_process import FAILED, INTERRUPTED
+import toy
+from toy_process import FAILED, INTERRUPTED, splits
 
 from jaxcomp import processes
+from jaxcomp.config import load_config
+from jaxcomp.data import make_splits
 from jaxcomp.data.pipeline import PartOfDraws, array_splits
 from jaxcomp.errors import DataError
+from jaxcomp.train import fit
 
 pytestmark = pytest.mark.multiprocess
 SCRIPT = Path(__file__).with_name("toy_process.py")
@@ -101,6 +105,29 @@ def test_a_checkpoint_of_one_topology_is_restored_on_others(alone, tmp_path):
     np.testing.assert_allclose(losses(result), losses(alone), rtol=1e-5)
 
 
+WIDE = {"training__accumulation": 2, "training__learning_rate": 0.005}
+
+
+@pytest.fixture(scope="module")
+def wide(tmp_path_factory):
+    """What the toy with a hidden layer gives in this process, its state whole on four devices."""
+    config = toy.config(training__epochs=4, **WIDE)
+    data = splits(config.training.batch_size, 0, False)
+    return {"history": fit(toy.WideToy(), config, data, tmp_path_factory.mktemp("wide")).history}
+
+
+def test_a_state_shared_out_over_processes_is_restored_where_it_is_shared_out_otherwise(
+    wide, tmp_path
+):
+    """Groups of two devices of a process, then of four, of one process."""
+    for epochs, fsdp, count, devices in ((2, 2, 2, 2), (4, 4, 1, 4)):
+        options = WIDE | {"wide": 1, "training__epochs": epochs, "mesh__fsdp": fsdp}
+        result = Group(tmp_path, count, devices, f"{epochs}.json", **options).result()
+        assert len(result["history"]) == epochs
+        forget_the_end(tmp_path / "run")
+    np.testing.assert_allclose(losses(result), losses(wide), rtol=1e-5)
+
+
 def forget_the_end(run):
     """Makes a finished run look interrupted after its last epoch, as more epochs would find it."""
     for record in run.glob("checkpoints/*/extra/*"):
@@ -143,6 +170,33 @@ def test_a_batch_that_cannot_be_shared_out_is_refused_everywhere(tmp_path):
     assert group.text().count("batch_size=5 rows cannot be shared out among 2 processes") == 2
 
 
+@pytest.mark.parametrize("victim", [0, 1])
+def test_what_one_process_cannot_read_ends_all_with_its_error(tmp_path, victim):
+    began = time.time()
+    group = Group(tmp_path, 2, 1, bad=victim, pause=0.1)
+    statuses = group.wait()
+    assert statuses[victim] == FAILED and statuses[1 - victim] in (1, FAILED), group.text()
+    assert time.time() - began < BOUND / 2
+    told = "000007.png is truncated; copy it again"
+    assert f"error: frame {told}" in group.logs[victim].read_text()
+    assert f"process {victim} failed: frame {told}" in group.logs[1 - victim].read_text()
+
+
+def test_processes_agree_on_the_checkpoint_before_a_damaged_one(wide, tmp_path):
+    """What process 1 reads of the last one is cut: process 0, which could read its own, decides."""
+    options = WIDE | {"wide": 1, "mesh__fsdp": 4}
+    Group(tmp_path, 2, 2, "2.json", training__epochs=2, **options).result()
+    run = tmp_path / "run"
+    forget_the_end(run)
+    files = list((run / "checkpoints" / "10" / "state" / "ocdbt.process_1" / "d").iterdir())
+    victim = max(files, key=lambda p: p.stat().st_size)
+    os.truncate(victim, victim.stat().st_size // 2)
+    group = Group(tmp_path, 2, 2, "3.json", training__epochs=3, **options)
+    np.testing.assert_allclose(losses(group.result()), losses(wide)[:3], rtol=1e-5)
+    for log in group.logs:
+        assert "Checkpoint 10 is damaged; going back to step 5." in log.read_text(), group.text()
+
+
 def test_processes_of_different_configs_end_together_and_leave_nothing(tmp_path):
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
@@ -181,6 +235,18 @@ def test_parts_of_a_batch_make_the_whole_one():
         np.testing.assert_array_equal(x[real > 0], batch["x"][real > 0])
     with pytest.raises(DataError, match="nearest that can is 8"):
         whole.sharded(0, 4)
+
+
+def test_parts_of_augmented_pictures_and_masks_make_the_whole_batch():
+    sizes = ["data.height=16", "data.width=16", "data.train_size=24", "data.val_size=10"]
+    made = load_config("configs/hjepa.py", [*sizes, "data.num_threads=0", "training.batch_size=8"])
+    assert made.data.augment
+    whole = make_splits(made)
+    expected, parts = whole.train(), [whole.sharded(i, 2).train() for i in range(2)]
+    for _ in range(4):
+        batch, halves = next(expected), [next(part) for part in parts]
+        for name, value in batch.items():
+            np.testing.assert_array_equal(np.concatenate([half[name] for half in halves]), value)
 
 
 def test_parts_of_draws_make_the_whole_draw():

@@ -92,6 +92,28 @@ class Toy:
         return self.mask
 
 
+class WideToy(Toy):
+    """The toy with a hidden layer, of which arrays are large enough to be shared out."""
+
+    HIDDEN = 512
+
+    def init(self, rng, batch):
+        first, second = jax.random.split(rng)
+        inputs = batch["x"].shape[1]
+        params = {
+            "hidden": 0.3 * jax.random.normal(first, (inputs, self.HIDDEN)),
+            "dense": {
+                "kernel": 0.03 * jax.random.normal(second, (self.HIDDEN, 4)),
+                "bias": jnp.zeros((4,)),
+            },
+        }
+        return params, {"ema": params}, {"scale": jnp.ones(())}
+
+    def _error(self, params, frozen, batch):
+        batch = {**batch, "x": jnp.tanh(batch["x"] @ params["hidden"])}
+        return super()._error(params, frozen, batch)
+
+
 def config(**changes):
     made = config_lib.base_config()
     overrides = {

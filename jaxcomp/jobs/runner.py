@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxcomp import checkpoint, log, processes, train
+from jaxcomp import checkpoint, log, processes, sharding, train
 from jaxcomp import config as config_lib
 from jaxcomp import workdir as workdir_lib
 from jaxcomp.compile_cache import keep_compiled
@@ -44,6 +44,8 @@ def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: f
       JaxcompError: bad input; nothing that was there is lost.
     """
     check_job(config)  # before a directory is made for what cannot run
+    if mode == "train":
+        sharding.make_mesh(fsdp=config.mesh.fsdp)
     root, name = run_location(config)
     if mode == "eval" and not (workdir and (Path(workdir) / "checkpoints").is_dir()):
         raise CheckpointError(
@@ -98,10 +100,12 @@ def _train_and_evaluate(
         if evaluated and not processes.is_primary():
             return  # there is nothing to share out
         job = build_job(config)
-        processes.check_agreement(job.fingerprint, "data set", "give all of them the same data")
-        processes.from_primary(lambda: _check_data(job, directory), "record of the data")
         if evaluated:
+            _check_data(job, directory)
             _check_frozen(job, directory)
+        else:
+            processes.check_agreement(job.fingerprint, "data set", "give all of them the same data")
+            processes.from_primary(lambda: _check_data(job, directory), "record of the data")
         result = evaluated or _train(job, config, directory, timing)
         if not processes.is_primary():
             return

@@ -73,12 +73,12 @@ def fit(
 
     Args:
       task: the workload.
-      config: a valid config; `training`, `checkpoint`, `log`, `alerts` and `seed` are read.
+      config: a valid config; `training`, `checkpoint`, `log`, `alerts`, `mesh` and `seed` are read.
       data: training and validation data; of several processes, each reads its part of them.
       workdir: the run directory; `checkpoints/`, `metrics.jsonl` and `train.log` are made in it.
       tx: an optimiser instead of `optim.make_optimiser(config.training, ...)`; the plateau
         schedule needs `hyperparams["learning_rate"]` in its state.
-      mesh: the devices; all by default.
+      mesh: the devices; by default all, in groups of `config.mesh.fsdp`.
       callbacks: called with an `EpochSummary` after each epoch, before its checkpoint, in the
         first process. After a kill an epoch may be told again with the same content, so write
         files by replacing them.
@@ -93,12 +93,13 @@ def fit(
       Interrupted: SIGINT or SIGTERM came; everything is saved.
       NonFiniteError: as `config.training.on_nonfinite` says.
       CheckpointError: the directory cannot be used or holds something else.
+      ConfigError: `config.mesh.fsdp` does not divide the number of devices.
       DataError: there is no data, or it cannot be shared out among the processes.
       ProcessError: another process is gone.
     """
-    mesh = mesh or sharding.make_mesh()
+    mesh = mesh or sharding.make_mesh(fsdp=config.mesh.fsdp)
     data = _part_of(data)
-    with processes.losses_told("training"):
+    with processes.losses_told("training"), processes.watched("training"):
         return _fit(task, config, data, Path(workdir), tx, mesh, callbacks, resume, stop)
 
 
@@ -160,10 +161,7 @@ def _resume(
     restored = saver.restore_latest(state)
     if restored is None:
         return state, progress
-    state, record, step = restored
-    processes.check_agreement(
-        str(step), "checkpoint", "all of them must see the same run directory; start them again"
-    )
+    state, record, _ = restored
     saved = Progress(**record)
     if saved.frozen_digest != progress.frozen_digest:
         raise CheckpointError(
@@ -326,27 +324,34 @@ class _Run:
             progress.done = progress.done or "early_stopping"
         alerts = log.health_alerts(train, val, config.training.rate_weight, config.alerts)
         self._tell(record, alerts, best, val_seconds)
+        if self.callbacks:
+            self._call_back(record, alerts, best, stage_end > 0)
+        if stage_end > progress.epoch and not progress.done:
+            self._jump(stage_end)
+        self._save()
+
+    def _call_back(
+        self, record: Mapping[str, Any], alerts: Sequence[str], best: bool, stage_over: bool
+    ) -> None:
+        """Tells the callbacks of the first process; all of them bring the state together."""
         summary = EpochSummary(
-            epoch=progress.epoch,
-            epochs=config.training.epochs,
-            step=progress.step,
-            train=train,
-            val=val,
-            lr=lr,
-            grad_norm=train.get("grad_norm", 0.0),
+            epoch=record["epoch"],
+            epochs=self.config.training.epochs,
+            step=self.progress.step,
+            train=record["train"],
+            val=record["val"],
+            lr=record["lr"],
+            grad_norm=record["train"].get("grad_norm", 0.0),
             best=best,
-            stage_over=stage_end > 0,
+            stage_over=stage_over,
             alerts=alerts,
-            state=processes.local(self.state),
+            state=sharding.whole(self.state),
             frozen=processes.local(self.frozen),
             workdir=self.workdir,
         )
         if processes.is_primary():
             for callback in self.callbacks:
                 callback(summary)
-        if stage_end > progress.epoch and not progress.done:
-            self._jump(stage_end)
-        self._save()
 
     def _jump(self, epoch: int) -> None:
         """Leaves out the epochs of the stage that are left; the data go on where they are."""
@@ -419,7 +424,7 @@ class _Run:
             else:
                 LOG.warning("The best step %d is gone; using the last one.", best["step"])
         return FitResult(
-            state=processes.local(state),
+            state=sharding.whole(state),
             frozen=processes.local(self.frozen),
             history=progress.history,
             best_epoch=best.get("epoch", progress.epoch),

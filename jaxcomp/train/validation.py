@@ -10,7 +10,7 @@ from jaxcomp import sharding
 from jaxcomp.errors import DataError
 from jaxcomp.feed import prefetched
 from jaxcomp.train.in_flight import InFlight
-from jaxcomp.types import DataSplits, PyTree, Task, TrainState
+from jaxcomp.types import Batch, DataSplits, Metrics, PyTree, Task, TrainState
 
 
 def evaluate_loss(
@@ -38,7 +38,12 @@ class Validator:
     """`evaluate_loss` again and again: holds the evaluation step, so that it is compiled once."""
 
     def __init__(self, task: Task, data: DataSplits, mesh: jax.sharding.Mesh):
-        self._step = jax.jit(task.eval_loss, out_shardings=sharding.replicated(mesh))
+
+        def step(params: PyTree, stats: PyTree, frozen: PyTree, batch: Batch) -> Metrics:
+            params, stats = sharding.gather(mesh, (params, stats))
+            return task.eval_loss(params, stats, frozen, batch)
+
+        self._step = jax.jit(step, out_shardings=sharding.replicated(mesh))
         self._data = data
         self._mesh = mesh
 
