@@ -164,3 +164,25 @@ def test_the_command_says_what_is_wrong(capsys, tmp_path):
         from jaxcomp.loaders_face import load_face_detector
 
         load_face_detector(tmp_path / "bad.npz")
+
+
+@pytest.mark.parametrize("cfg", [HEAVY, PLAIN], ids=["deformable", "plain"])
+def test_integers_stay_away_from_what_moves_boxes(cfg):
+    import onnx
+
+    detector = make(cfg)
+    content = face_onnx(detector.variables, cfg).SerializeToString()
+    delicate = deploying.delicate_nodes(content)
+    offsets = 2 * 15 if cfg is HEAVY else 0  # offsets and masks of five convolutions a level
+    assert len(delicate) == 9 + offsets
+    x = exporting.sample_input((64, 64))
+    coarse = deploying.quantise(content, [x])
+    graph = onnx.load_from_string(coarse).graph
+    convs = {node.name: node for node in graph.node if node.op_type == "Conv"}
+    kept = {name for name, node in convs.items() if "Dequantize" not in node.input[1]}
+    assert kept == set(delicate) and len(kept) < len(convs)
+    exact, found = (exporting.run_session(exporting.session(c), x) for c in (content, coarse))
+    for name, value in found.items():
+        assert (
+            np.isfinite(value).all() and np.corrcoef(value.ravel(), exact[name].ravel())[0, 1] > 0.9
+        )
