@@ -6,10 +6,13 @@ import argparse
 import json
 import os
 import platform
+import resource
 import statistics
+import subprocess
+import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 
@@ -99,6 +102,46 @@ def interleave(runs: Sequence[Callable[[], float]], repeats: int) -> list[float]
     """
     values = [[run() for run in runs] for _ in range(repeats)]
     return [statistics.median(column) for column in zip(*values, strict=True)]
+
+
+class Worker:
+    """One side of a comparison in its own process: a line in, the seconds of one step out.
+
+    The script is started again with `--worker SPEC`; it answers by `serve`.
+    """
+
+    def __init__(self, script: str, spec: Mapping[str, Any], threads: int):
+        """Starts it on the first `threads` processors, and takes the first step."""
+        env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
+        command = [sys.executable, os.path.abspath(script), "--worker", json.dumps(dict(spec))]
+        if hasattr(os, "sched_getaffinity"):
+            cpus = ",".join(str(c) for c in sorted(os.sched_getaffinity(0))[:threads])
+            command = ["taskset", "-c", cpus, *command]
+        self.process = subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
+        )
+        self.first = self.step()
+
+    def step(self) -> float:
+        """Runs one step there; seconds."""
+        time.sleep(0.1)  # lets the other side's spinning threads go to sleep
+        self.process.stdin.write("step\n")
+        self.process.stdin.flush()
+        return float(self.process.stdout.readline())
+
+    def close(self) -> tuple[float, float]:
+        """(seconds of the first step with compilation, peak memory in MB)."""
+        out, _ = self.process.communicate("end\n")
+        return self.first, float(out)
+
+
+def serve(step: Callable[[], object]) -> None:
+    """Answers each line on stdin with the time of a step, and the end with the peak memory."""
+    for line in sys.stdin:
+        if line.strip() == "end":
+            break
+        print(seconds(step), flush=True)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
 
 
 def seconds(call: Callable[[], object]) -> float:

@@ -15,10 +15,7 @@ import importlib.util
 import itertools
 import json
 import os
-import resource
-import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
@@ -56,7 +53,8 @@ def main() -> None:
 
 def compare(level: str, shape: tuple[int, ...], threads: int, repeats: int) -> list[dict]:
     """Records of step time, peak memory and first-step time for one feature shape."""
-    sides = [Worker(side, shape, threads) for side in ("jaxcomp", "torch")]
+    specs = [{"side": s, "shape": shape, "threads": threads} for s in ("jaxcomp", "torch")]
+    sides = [common.Worker(__file__, spec, threads) for spec in specs]
     ours, theirs = common.interleave([side.step for side in sides], repeats)
     (our_first, our_peak), (their_first, their_peak) = (side.close() for side in sides)
     name = f"{level} {list(shape)}"
@@ -67,44 +65,9 @@ def compare(level: str, shape: tuple[int, ...], threads: int, repeats: int) -> l
     ]
 
 
-class Worker:
-    """One side in its own process: a line in, the seconds of one step out."""
-
-    def __init__(self, side: str, shape: tuple[int, ...], threads: int):
-        spec = json.dumps({"side": side, "shape": shape, "threads": threads})
-        env = {**os.environ, "OMP_NUM_THREADS": str(threads)}
-        command = [sys.executable, os.path.abspath(__file__), "--worker", spec]
-        if hasattr(os, "sched_getaffinity"):
-            cpus = ",".join(str(c) for c in sorted(os.sched_getaffinity(0))[:threads])
-            command = ["taskset", "-c", cpus, *command]
-        self.process = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=env
-        )
-        self.first = self.step()
-
-    def step(self) -> float:
-        """Runs one training step there; seconds."""
-        time.sleep(0.1)  # lets the other side's spinning threads go to sleep
-        self.process.stdin.write("step\n")
-        self.process.stdin.flush()
-        return float(self.process.stdout.readline())
-
-    def close(self) -> tuple[float, float]:
-        """(seconds of the first step with compilation, peak memory in MB)."""
-        out, _ = self.process.communicate("end\n")
-        return self.first, float(out)
-
-
 def serve(side: str, shape: list[int], threads: int) -> None:
-    """Answers each line on stdin with the time of a step, and the end with the peak memory."""
-    step = {"jaxcomp": our_step, "torch": torch_step}[side](tuple(shape), threads)
-    for line in sys.stdin:
-        if line.strip() == "end":
-            break
-        start = time.perf_counter()
-        step()
-        print(time.perf_counter() - start, flush=True)
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024, flush=True)
+    """One side of the comparison, as `common.Worker` asks for it."""
+    common.serve({"jaxcomp": our_step, "torch": torch_step}[side](tuple(shape), threads))
 
 
 def our_step(shape: tuple[int, ...], threads: int) -> Callable[[], None]:

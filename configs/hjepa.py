@@ -17,7 +17,7 @@ The default profile is `embedded` for the toy and `imagenet` for the others.
 from jaxcomp.config import base_config, parse_args
 
 SIZES = {
-    "toy": {"width": 96, "depth": 4, "heads": 4},
+    "toy": {"width": 64, "depth": 3, "heads": 4},
     "tiny": {"width": 192, "depth": 12, "heads": 3},
     "small": {"width": 384, "depth": 12, "heads": 6},
     "base": {"width": 768, "depth": 12, "heads": 12},
@@ -38,6 +38,8 @@ MODEL = {
     "fpn_upsampling": "linear",  # or "learned"
     "fpn_bottom_up": False,  # a second path, from fine to coarse
     "pooling": "1d",  # of the list of tokens; "2d": of the image
+    "target_norm": "none",  # or "token", "centred", "whitened"
+    "init": "small",  # or "glorot"
     "compat": False,  # the original's arithmetic, flaws included
     "pretrained": "",  # hjepa.npz, a run directory, or the original's PyTorch weights
 }
@@ -82,9 +84,9 @@ def get_config(arg_string: str = ""):
             "weights": (1.0, 0.5, 0.25) if args.fpn == "none" else (1.0, 0.7, 0.5),
             "normalise": False,
         },
-        ema={"start": 0.99 if embedded else 0.996, "end": 1.0, "warmup_steps": 0,
+        ema={"start": 0.98 if embedded else 0.996, "end": 1.0, "warmup_steps": 0,
              "shape": "linear"},
-        augment={"crop": 0.6 if embedded else 0.3, "flip": 0.5, "jitter": 0.2},
+        augment={"crop": 0.6 if embedded else 0.3, "flip": 0.5, "jitter": 0.0 if embedded else 0.2},
         training={"decay_kernels_only": True, "weight_decay_end": 0.05, "betas": (0.9, 0.95)},
         alerts={"target_std": 0.05, "target_rankme": 3.0},
         data={"train_split": "", "val_split": "", "probe_split": ""},  # of TFDS; "": the usual
@@ -93,6 +95,7 @@ def get_config(arg_string: str = ""):
     config.task = "jepa"
     config.profile = "embedded" if embedded else "imagenet"
     config.model.name = f"hjepa_{args.size}"
+    config.alerts.grad_norm = 1000.0  # of a fresh network some tens are usual
     config.data.augment = True
     training = config.training
     training.rate_weight = 0.0
@@ -100,9 +103,11 @@ def get_config(arg_string: str = ""):
     training.update(optimiser="adamw", weight_decay=0.05, clip_norm=3.0)
     training.lr_schedule.update(name="warmup_cosine", min_lr=1e-6)
     if embedded:
+        # Without these two a small network learns where a patch is, and little else: docs/hjepa.md.
+        config.model.update(target_norm="whitened", init="glorot", pooling="2d")
         config.data.update(name="textures", height=32, width=32, train_size=4000, val_size=1000)
-        training.update(batch_size=64, epochs=15, learning_rate=1e-3)
-        training.lr_schedule.update(warmup_epochs=2)
+        training.update(batch_size=64, epochs=10, learning_rate=2e-3)
+        training.lr_schedule.update(warmup_epochs=1)
     else:
         config.data.update(name="pictures", height=224, width=224, train_size=0, val_size=0)
         config.data.update(num_threads=8)

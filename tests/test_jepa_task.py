@@ -147,7 +147,7 @@ def test_a_run_ends_with_weights_probes_and_masks(tmp_path):
     for name, leaf in checkpoint.leaves_by_path(result.state.params).items():
         np.testing.assert_allclose(ours[name], leaf, atol=2e-3, rtol=2e-3)
     image = np.zeros((1, 16, 16, 3), np.uint8)
-    assert model.extract_features(image, 2).shape == (1, 4, 16)
+    assert model.extract_features(image, 2).shape == (1, 1, 16)  # 4 x 4 patches, pooled by 4
 
 
 def test_a_collapse_is_told(caplog):

@@ -1,7 +1,9 @@
-"""Generated pictures with labels at two scales: a shape filled with a texture, on clutter.
+"""Generated pictures with labels at two scales: a shape filled with a texture, on noise.
 
-A class is a pair (shape, texture). Position, size, turn, colours, period, phase and brightness are
-drawn for each picture, so that pixels alone say little about the class while structure does.
+A class is a pair (shape, texture). Position, size, turn, contrast, period, phase and noise are
+drawn for each picture, so that pixels alone say little about the class while structure does. All
+pictures are grey of the same brightness: with a colour of its own, that would be what a network
+predicts of a picture's hidden parts.
 """
 
 from __future__ import annotations
@@ -41,11 +43,6 @@ def _texture(name: str, v: np.ndarray, u: np.ndarray, period: float) -> np.ndarr
     return 1 / (1 + np.exp(-6 * raw))
 
 
-def _colour(rng: np.random.Generator, light: float) -> np.ndarray:
-    """A colour near grey: with strong ones, most of what there is to predict would be the hue."""
-    return light + rng.normal(0, 0.08, 3)
-
-
 def texture_picture(seed: int, row: int, side: int = 32) -> tuple[np.ndarray, int]:
     """One picture, a pure function of its arguments.
 
@@ -60,21 +57,16 @@ def texture_picture(seed: int, row: int, side: int = 32) -> tuple[np.ndarray, in
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _STREAM, row])))
     label = int(rng.integers(len(CLASSES)))
     shape, texture = SHAPES[label // len(TEXTURES)], TEXTURES[label % len(TEXTURES)]
-    back = _colour(rng, rng.uniform(0.25, 0.75))
-    slope = rng.normal(0, 0.15, (2, 1)) + rng.normal(0, 0.05, (2, 3))
-    y, x = np.indices((side, side)) / side - 0.5
-    image = back + y[..., None] * slope[0] + x[..., None] * slope[1]
-    radius = side * rng.uniform(0.26, 0.42)
+    radius = side * rng.uniform(0.3, 0.45)
     centre = side / 2 + rng.uniform(-1, 1, 2) * (side / 2 - 0.8 * radius)
     v, u = _rotated(side, centre, rng.uniform(0, 2 * np.pi))
     inside = 1 / (1 + np.exp(-3 * _shape(shape, v, u, radius)))[..., None]
     v, u = _rotated(side, rng.uniform(0, side, 2), rng.uniform(0, 2 * np.pi))
-    pattern = _texture(texture, v, u, side * rng.uniform(0.11, 0.17))[..., None]
-    low = rng.uniform(0.0, 0.45)
-    pair = [_colour(rng, low), _colour(rng, low + rng.uniform(0.4, 0.55))]
-    light, dark = pair if rng.random() < 0.5 else pair[::-1]
-    filled = pattern * light + (1 - pattern) * dark
-    image = inside * filled + (1 - inside) * image + rng.normal(0, 0.03, image.shape)
+    pattern = _texture(texture, v, u, side * rng.uniform(0.11, 0.17))
+    pattern = (pattern - pattern.mean())[..., None]
+    contrast = rng.uniform(0.5, 0.9) * rng.choice([-1, 1])
+    noise = rng.normal(0, 0.03, (side, side, 3))
+    image = 0.5 + inside * pattern * contrast + noise
     return np.clip(np.rint(image * 255), 0, 255).astype(np.uint8), label
 
 

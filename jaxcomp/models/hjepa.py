@@ -15,6 +15,7 @@ influence on any valid number, unless `compat` asks for the original's arithmeti
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import flax.linen as nn
@@ -23,9 +24,10 @@ import jax.numpy as jnp
 
 from jaxcomp.errors import ShapeError
 from jaxcomp.models.hjepa_config import HJEPAConfig
+from jaxcomp.models.target_norm import normalised_targets
 from jaxcomp.models.token_pooling import Grid, first_tokens, onto_grid
 from jaxcomp.models.token_pyramid import EPSILON, Level, TokenPyramid
-from jaxcomp.models.transformer import INIT, dense, layer_norm, make_blocks
+from jaxcomp.models.transformer import INIT, SMALL, dense, layer_norm, make_blocks
 from jaxcomp.models.vit import ViT, places, take_tokens
 from jaxcomp.types import Array, PyTree
 
@@ -110,6 +112,7 @@ class HJEPA(nn.Module):
         mask: Array,
         *,
         context: Array | None = None,
+        real: Array | None = None,
         max_masked: int | None = None,
         max_context: int | None = None,
         return_all_levels: bool = True,
@@ -125,6 +128,8 @@ class HJEPA(nn.Module):
           mask: bool, number or uint8 [B, N], more than 1/2 where a patch is hidden and predicted.
           context: the same, the patches that are visible; hidden ones never are. None for all
             others.
+          real: bool or float [B], the images that count where targets are normalised over images;
+            None for all.
           max_masked: static length of the lists of hidden tokens, `cfg.least_room` to N; None: N.
             Further hidden tokens are neither seen nor predicted.
           max_context: static length of the lists of visible tokens, None: N. Further visible
@@ -161,7 +166,8 @@ class HJEPA(nn.Module):
             train,
         )  # fmt: skip
         target = self._target(images)
-        wanted = take_tokens(target[:, 1:], index)
+        wanted = normalised_targets(target[:, 1:], cfg.target_norm, real)
+        wanted = take_tokens(wanted.astype(target.dtype), index)
         ours, theirs = (self._levels(x, valid, hidden) for x in (predicted, wanted))
         last = None if return_all_levels else 1
         return {
@@ -231,6 +237,13 @@ def check_mask(name: str, mask: Array, images: Array, tokens: int) -> Array:
     return jnp.asarray(mask) > 0.5
 
 
+def _widened(x: Array) -> Array:
+    """A linear layer's small kernel [in, out] with the deviation of Glorot and Bengio; else x."""
+    if x.ndim != 2:
+        return x
+    return x * (math.sqrt(2 / sum(x.shape)) / SMALL)
+
+
 def init_variables(model: HJEPA, rng: Array) -> dict[str, PyTree]:
     """Random parameters, and the target encoder as an exact copy of the context encoder.
 
@@ -241,4 +254,6 @@ def init_variables(model: HJEPA, rng: Array) -> dict[str, PyTree]:
     images = jnp.zeros((1, height, width, 3), jnp.float32)
     mask = jnp.zeros((1, model.cfg.encoder.tokens), bool)
     params = jax.jit(functools.partial(model.init))(rng, images, mask)["params"]
+    if model.cfg.init == "glorot":
+        params = jax.tree.map(_widened, params)
     return {"params": params, "target": jax.tree.map(jnp.array, params["encoder"])}

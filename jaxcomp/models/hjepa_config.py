@@ -5,12 +5,14 @@ from __future__ import annotations
 import dataclasses
 
 from jaxcomp.errors import ConfigError
+from jaxcomp.models.target_norm import TARGET_NORMS
 from jaxcomp.models.vit import ViTConfig, check_heads
 
 LEVELS = (2, 3, 4)
 FUSIONS = ("add", "concat", "attention")
 POOLINGS = ("1d", "2d")
 UPSAMPLINGS = ("linear", "learned")
+INITS = ("small", "glorot")
 PREDICTOR_HEADS = 12
 
 
@@ -32,6 +34,12 @@ class HJEPAConfig:
       fpn_bottom_up: one more path from fine to coarse after the top-down one (PANet).
       pooling: "1d" pools neighbours of the list of tokens, as the original does; "2d" pools squares
         of the image.
+      target_norm: how tokens of the target encoder are normalised in training, see
+        `target_norm.normalised_targets`; the original has "none".
+      init: kernels of the linear layers at the start: "small", truncated normal with a deviation of
+        0.02, or "glorot", the same with sqrt(2 / (inputs + outputs)) (Glorot and Bengio, 2010). A
+        narrow network with small kernels is nearly linear, and so are the targets that it starts
+        with.
       compat: compute what the original computes, for comparison with it: masked tokens stay in the
         context encoder as zeros, padding takes part in attention, pooling and interpolation, and
         masked losses are not divided by the width.
@@ -52,6 +60,8 @@ class HJEPAConfig:
     fpn_upsampling: str = "linear"
     fpn_bottom_up: bool = False
     pooling: str = "1d"
+    target_norm: str = "none"
+    init: str = "small"
     compat: bool = False
 
     def __post_init__(self) -> None:
@@ -62,16 +72,19 @@ class HJEPAConfig:
             ("fpn_fusion_method", FUSIONS),
             ("fpn_upsampling", UPSAMPLINGS),
             ("pooling", POOLINGS),
+            ("target_norm", TARGET_NORMS),
+            ("init", INITS),
         ):
             if getattr(self, name) not in known:
                 raise ConfigError(f"{name}={getattr(self, name)!r} is none of {', '.join(known)}")
         self._check_sizes()
         self._check_pyramid()
         own = self.fpn_fusion_method == "attention" or self.fpn_upsampling == "learned"
-        if self.compat and (own or self.pooling == "2d" or self.fpn_bottom_up):
+        own = own or self.pooling == "2d" or self.target_norm != "none"
+        if self.compat and (own or self.fpn_bottom_up):
             raise ConfigError(
                 "compat=True is the original, which has pooling='1d', linear upsampling, add or "
-                "concat and no bottom-up path"
+                "concat, no bottom-up path and target_norm='none'"
             )
 
     def _check_sizes(self) -> None:

@@ -11,7 +11,8 @@ import numpy as np
 
 from jaxcomp.types import Array
 
-INIT = nn.initializers.truncated_normal(0.02)
+SMALL = 0.02
+INIT = nn.initializers.truncated_normal(SMALL)
 ROPE_BASE = 100.0
 
 

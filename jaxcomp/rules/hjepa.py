@@ -77,6 +77,8 @@ JEPA = Workload(
         "model.fpn_fusion_method": ("add", "concat", "attention"),
         "model.fpn_upsampling": ("linear", "learned"),
         "model.pooling": ("1d", "2d"),
+        "model.init": ("small", "glorot"),
+        "model.target_norm": ("none", "token", "centred", "whitened"),
         "masking.kind": ("multiblock", "hierarchical", "random"),
         "loss.type": ("mse", "smoothl1", "huber"),
         "ema.shape": ("linear", "cosine"),

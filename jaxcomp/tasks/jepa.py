@@ -122,7 +122,7 @@ class JEPATask(Task):
         more: dict[str, Any] = {} if rng is None else {"train": True, "rngs": {"dropout": rng}}
         return self.model.apply(  # type: ignore[return-value]
             variables, batch["image"], batch["hidden"], context=batch["context"],
-            **self.rooms, **more,
+            real=batch["mask"], **self.rooms, **more,
         )  # fmt: skip
 
     def _losses(self, out: Mapping[str, Any], batch: Batch) -> dict[str, Array]:
