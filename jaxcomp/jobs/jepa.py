@@ -12,6 +12,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from jaxcomp import checkpoint, complexity
+from jaxcomp.data.images import read_image
 from jaxcomp.data.pictures import Pictures, fitted, load_pictures, mask_sampler, picture_splits
 from jaxcomp.evaluate.mask_pictures import mask_picture
 from jaxcomp.evaluate.probe import flat_scores, probe_features
@@ -189,10 +190,17 @@ def _evaluate(
         export_weights(path, model.variables, config, {"kind": KIND}, flat_scores(trained))
     else:
         LOG.info("The pictures have no labels: no probes.")
+    drawn = {
+        stem: np.asarray(read_image(workdir / f"{stem}.png"))
+        for stem in ("masks", "attention", "neighbours")
+        if (workdir / f"{stem}.png").exists()
+    }
+    write_arrays(workdir / "evaluation.npz", drawn)
     last = result.history[-1]["val"] if result.history else {}
     return {
         **metrics,
         "collapse": {k: last[k] for k in ("target_std", "target_rankme") if k in last},
+        "frames": len(sets["validation"]),
         "params": model.parameters()["trainable"],
         "params_digest": checkpoint.tree_digest(model.variables["params"]),
         "weights_bytes": path.stat().st_size,

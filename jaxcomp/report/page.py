@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from jaxcomp.errors import CheckpointError
-from jaxcomp.report import html, pictures, plots, tables
+from jaxcomp.report import html, pictures, plots, probes, tables
 from jaxcomp.report.reading import read_arrays, read_json, read_records
 from jaxcomp.workdir import atomic_write
 
@@ -338,6 +338,7 @@ def run_page(
             "Boxes with their scores, and landmarks: eyes red and blue, nose yellow, corners of "
             "the mouth green and pink. Faces below 0.5 are not drawn.",
         ),
+        html.section("Masks, attention and neighbours", probes.panels(arrays)),
         html.section("Accuracy", _accuracy(summary)),
         html.section("Provenance", _provenance(summary, config)),
     ]

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from jaxcomp.report import probes
+from jaxcomp.report.plain import MISSING, number, percent, significant
+
 Summary = Mapping[str, Any]
-MISSING = "–"  # noqa: RUF001 (an en dash is what a table shows for "none")
 
 
 def plain_text(text: str) -> str:
@@ -15,29 +16,6 @@ def plain_text(text: str) -> str:
     for sign, plain in (("×", "x"), ("→", "->"), ("–", "-"), ("²", "^2")):  # noqa: RUF001
         text = text.replace(sign, plain)
     return text
-
-
-def number(value: Any, form: str = ",.0f", unit: str = "") -> str:
-    """A number in a format, with its unit; a dash for what is absent or not finite."""
-    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
-        return MISSING
-    return f"{value:{form}}{unit}"
-
-
-def percent(value: Any, digits: int = 1) -> str:
-    """A share as per cent."""
-    return number(value, f".{digits}%").replace("%", " %")
-
-
-def significant(value: Any) -> str:
-    """About four significant digits, without an exponent where it reads well."""
-    if not isinstance(value, int | float) or isinstance(value, bool) or not math.isfinite(value):
-        return MISSING
-    size = abs(value)
-    if size and (size < 1e-4 or size >= 1e7):
-        return f"{value:.3e}"
-    digits = 0 if size >= 1000 else max(0, 3 - math.floor(math.log10(size))) if size else 0
-    return f"{value:,.{digits}f}"
 
 
 DETECTORS = {"detect": "Detector", "face": "Face detector", "pointpillars": "Lidar detector"}
@@ -54,12 +32,14 @@ def is_detector(summary: Summary) -> bool:
 
 def is_finished(summary: Summary) -> bool:
     """Whether the run has been measured."""
-    return any(name in summary for name in ("map50", "bytes_per_frame", "kitti", "ap_hard"))
+    keys = ("map50", "bytes_per_frame", "kitti", "ap_hard", "collapse")
+    return any(name in summary for name in keys)
 
 
 def _setting(summary: Summary, name: str) -> Any:
     """`level` or `rate_weight` of a codec: every config has them, a detector uses neither."""
-    return None if is_detector(summary) else summary.get(name)
+    no_codec = is_detector(summary) or summary.get("task") == probes.TASK
+    return None if no_codec else summary.get(name)
 
 
 def _levels(summary: Summary) -> Mapping[str, Mapping[str, Any]]:
@@ -197,6 +177,8 @@ def headline_rows(summary: Summary) -> list[tuple[str, str, str]]:
     """The main numbers of a run: (what, value, how it is counted)."""
     if summary.get("task") == CODES:
         return _code_rows(summary)
+    if summary.get("task") == probes.TASK:
+        return probes.rows(summary)
     return _codec_rows(summary) if _is_codec(summary) else _detector_rows(summary)
 
 
@@ -411,6 +393,8 @@ def page_title(summary: Summary) -> str:
         more = f", rate weight {number(weight, 'g')}" if weight is not None else ""
         what = "levels" if _levels(summary) else "level"
         return f"Feature codec for {what} {level_name(summary)}{more}"
+    if summary.get("task") == probes.TASK:
+        return f"Features without labels, {summary.get('profile', 'own')} profile"
     name = DETECTORS.get(str(summary.get("task")), str(summary.get("task", "Run")))
     return f"{name}, {summary['profile']} profile" if summary.get("profile") else name
 
@@ -418,7 +402,8 @@ def page_title(summary: Summary) -> str:
 def lead(summary: Summary) -> str:
     """What was measured, on what data, in plain sentences."""
     data, frames = summary.get("data", "unnamed data"), number(summary.get("frames"))
-    chosen = summary.get("best_validation_loss") is not None and summary.get("task") != CODES
+    chosen = summary.get("best_validation_loss") is not None
+    chosen = chosen and summary.get("task") not in (CODES, probes.TASK)
     if summary.get("task") == CODES:
         text = (
             f"Codebooks for the features of a lidar detector were trained stage by stage; every "
@@ -444,6 +429,8 @@ def lead(summary: Summary) -> str:
             f"{number(summary.get('map50'), '.4f')} ({percent(summary.get('map50_kept'))} kept) "
             f"with {replaced}"
         )
+    elif summary.get("task") == probes.TASK:
+        text = probes.lead(summary)
     elif LIDAR_AP in summary or summary.get("task") == "pointpillars":
         text = (
             f"The lidar detector was measured on {frames} held-out sweeps ({data}): mean 3-D "
