@@ -1,8 +1,8 @@
-"""Generated pictures with labels at two scales: a shape filled with a texture, on noise.
+"""Generated pictures with labels: a shape filled with a texture of one of two scales, on noise.
 
-A class is a pair (shape, texture). Position, size, turn, contrast, period, phase and noise are
-drawn for each picture, so that pixels alone say little about the class while structure does. All
-pictures are grey of the same brightness: with a colour of its own, that would be what a network
+A class is a pair (texture, scale). Shape, position, size, turn, contrast, period, phase and noise
+are drawn for each picture, so that pixels alone say little about the class while structure does.
+All pictures are grey of the same brightness: with a colour of its own, that would be what a network
 predicts of a picture's hidden parts.
 """
 
@@ -11,8 +11,9 @@ from __future__ import annotations
 import numpy as np
 
 SHAPES = ("disc", "square", "triangle", "ring")
-TEXTURES = ("stripes", "checks", "dots")
-CLASSES = tuple(f"{shape}_{texture}" for shape in SHAPES for texture in TEXTURES)
+TEXTURES = ("stripes", "checks", "dots", "circles")
+SCALES = {"fine": (0.09, 0.13), "coarse": (0.19, 0.26)}  # periods over the side
+CLASSES = tuple(f"{scale}_{texture}" for texture in TEXTURES for scale in SCALES)
 _STREAM = 7  # of the seed
 
 
@@ -38,8 +39,11 @@ def _shape(name: str, v: np.ndarray, u: np.ndarray, radius: float) -> np.ndarray
 
 def _texture(name: str, v: np.ndarray, u: np.ndarray, period: float) -> np.ndarray:
     """A pattern from 0 to 1 with a period in pixels."""
-    a, b = np.sin(2 * np.pi * u / period), np.sin(2 * np.pi * v / period)
-    raw = {"stripes": a, "checks": a * b * 2, "dots": a + b - 0.8}[name]
+    if name == "circles":
+        raw = np.sin(2 * np.pi * np.hypot(u, v) / period)
+    else:
+        a, b = np.sin(2 * np.pi * u / period), np.sin(2 * np.pi * v / period)
+        raw = {"stripes": a, "checks": a * b * 2, "dots": a + b - 0.8}[name]
     return 1 / (1 + np.exp(-6 * raw))
 
 
@@ -56,13 +60,14 @@ def texture_picture(seed: int, row: int, side: int = 32) -> tuple[np.ndarray, in
     """
     rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([seed, _STREAM, row])))
     label = int(rng.integers(len(CLASSES)))
-    shape, texture = SHAPES[label // len(TEXTURES)], TEXTURES[label % len(TEXTURES)]
+    texture, scale = TEXTURES[label // len(SCALES)], tuple(SCALES)[label % len(SCALES)]
+    shape = SHAPES[rng.integers(len(SHAPES))]
     radius = side * rng.uniform(0.3, 0.45)
     centre = side / 2 + rng.uniform(-1, 1, 2) * (side / 2 - 0.8 * radius)
     v, u = _rotated(side, centre, rng.uniform(0, 2 * np.pi))
     inside = 1 / (1 + np.exp(-3 * _shape(shape, v, u, radius)))[..., None]
     v, u = _rotated(side, rng.uniform(0, side, 2), rng.uniform(0, 2 * np.pi))
-    pattern = _texture(texture, v, u, side * rng.uniform(0.11, 0.17))
+    pattern = _texture(texture, v, u, side * rng.uniform(*SCALES[scale]))
     pattern = (pattern - pattern.mean())[..., None]
     contrast = rng.uniform(0.5, 0.9) * rng.choice([-1, 1])
     noise = rng.normal(0, 0.03, (side, side, 3))
