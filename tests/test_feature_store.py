@@ -66,6 +66,15 @@ def test_a_store_is_found_by_what_it_was_made_from(store, tmp_path):
     assert open_store(tmp_path, {**ORIGIN, "detector": "other"}) is None
 
 
+def test_training_rows_may_be_smaller_than_held_out_ones(tmp_path):
+    crops = {"p3": np.arange(24, dtype="f4").reshape(3, 2, 2, 2)}
+    whole = {"p3": np.arange(64, dtype="f4").reshape(2, 4, 4, 2)}
+    parts = {"train": [crops], "validation": [whole]}
+    train, held_out = write_store(tmp_path, {"a": 1}, parts)
+    np.testing.assert_array_equal(np.take(train["p3"], [2, 0], axis=0), crops["p3"][[2, 0]])
+    np.testing.assert_array_equal(held_out["p3"][:2], whole["p3"])
+
+
 def test_an_interrupt_leaves_nothing(tmp_path):
     def broken():
         yield batches(2, 0)[1][0]

@@ -33,6 +33,7 @@ from jaxcomp.errors import DataError, NonFiniteError
 VERSION = 1
 SPLITS = ("train", "validation")
 _RECORD = "store.json"
+_TRAIN_SHAPES = "train_shapes"
 _LOCK = "lock"
 _PART = re.compile(r"\.[0-9a-f]{16}-[0-9a-f]{8}")
 _ABANDONED = 86400.0  # seconds after which a part without a lock has no writer any more
@@ -117,14 +118,22 @@ def open_store(folder: Path, origin: Mapping[str, Any]) -> tuple[Stored, Stored]
         return None
     try:
         record = json.loads((path / _RECORD).read_text())
-        shapes = {key: tuple(shape) for key, shape in record["shapes"].items()}
+        shapes = {
+            split: {key: tuple(shape) for key, shape in record[place].items()}
+            for split, place in zip(SPLITS, _shape_keys(record), strict=True)
+        }
         counts = {split: int(record["frames"][split]) for split in SPLITS}
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise DataError(
             f"{os.fspath(path / _RECORD)!r} is damaged; delete the folder, it is made again"
         ) from error
-    training, held_out = (_arrays(path, split, counts[split], shapes) for split in SPLITS)
+    training, held_out = (_arrays(path, split, counts[split], shapes[split]) for split in SPLITS)
     return training, held_out
+
+
+def _shape_keys(record: Mapping[str, Any]) -> tuple[str, str]:
+    """Where a record has the shapes of training rows and of held-out ones."""
+    return (_TRAIN_SHAPES if _TRAIN_SHAPES in record else "shapes"), "shapes"
 
 
 def sole_writer(
@@ -181,7 +190,10 @@ def write_store(
         with _part(folder, final.name) as part:
             written = {s: _write_split(part / f"{s}.arrayrecord", splits[s]) for s in SPLITS}
             counts = {split: frames for split, (frames, _) in written.items()}
-            record = {"frames": counts, "shapes": written[SPLITS[-1]][1], "origin": dict(origin)}
+            train, held_out = (written[split][1] for split in SPLITS)
+            record = {"frames": counts, "shapes": held_out, "origin": dict(origin)}
+            if train != held_out:  # crops to train on, whole photos held out
+                record[_TRAIN_SHAPES] = train
             (part / _RECORD).write_text(json.dumps(record, indent=1))
             _publish(part, final)
     except OSError as error:

@@ -159,7 +159,7 @@ def photo_splits(config: Any, batch_size: int) -> DataSplits:
         (train.gather, train.count), (whole.gather, whole.count), batch_size, config.seed,
         section.num_threads,
     )  # fmt: skip
-    return dataclasses.replace(splits, fingerprint=_fingerprint([kept, held]))
+    return dataclasses.replace(splits, fingerprint=_fingerprint([kept, held], section))
 
 
 def _crop_row(
@@ -175,7 +175,8 @@ def _whole_row(
     return on_canvas(read_image(files[row]), *size)
 
 
-def _fingerprint(parts: Sequence[Sequence[Path]]) -> str:
-    """Of names and sizes of the files of both parts."""
+def _fingerprint(parts: Sequence[Sequence[Path]], section: Any) -> str:
+    """Of names and sizes of the files of both parts, and of what decides on their rows."""
     names = [[(p.name, p.stat().st_size) for p in part] for part in parts]
-    return hashlib.sha256(repr(names).encode()).hexdigest()
+    rows = [section[k] for k in ("crop", "crops", "seed", "height", "width")]
+    return hashlib.sha256(repr((names, rows)).encode()).hexdigest()

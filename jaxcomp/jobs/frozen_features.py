@@ -223,7 +223,7 @@ def balanced(
     chosen = np.random.default_rng(config.seed).permutation(without)[: len(with_object)]
     rows = np.sort(np.concatenate([with_object, chosen]))
     LOG.info("Of %d crops %d are used; %d hold an object.", count, len(rows), len(with_object))
-    return {name: x[rows] for name, x in training.items()}
+    return {name: np.take(x, rows, axis=0) for name, x in training.items()}
 
 
 def stored_pyramids(
