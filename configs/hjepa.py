@@ -106,7 +106,7 @@ def get_config(arg_string: str = ""):
         # Without these two a small network learns where a patch is, and little else: docs/hjepa.md.
         config.model.update(target_norm="whitened", init="glorot", pooling="2d")
         config.data.update(name="textures", height=32, width=32, train_size=4000, val_size=1000)
-        training.update(batch_size=64, epochs=10, learning_rate=2e-3)
+        training.update(batch_size=64, epochs=6, learning_rate=2e-3)
         training.lr_schedule.update(warmup_epochs=1)
     else:
         config.data.update(name="pictures", height=224, width=224, train_size=0, val_size=0)
