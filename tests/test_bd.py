@@ -186,3 +186,12 @@ def test_subset_error_is_the_interval_over_drawn_sets():
     assert apart.failed == 5 and np.isnan(apart.high)
     with pytest.raises(CurveError, match="same sets"):
         bd.subset_error(rates, rates, rates[:3], rates[:3])
+
+
+def test_a_curve_that_shoots_beyond_its_points_is_a_reason_not_a_number():
+    """Two accuracies that are all but equal: a slope of that curve has no bound."""
+    flat = curve([1121, 2431, 4271], [0.84380, 0.84381, 0.861])
+    anchor = curve([7945, 19370, 38519], [0.733, 0.874, 0.888])
+    delta = bd_rate(anchor, flat, "akima")
+    assert delta.value is None and "akima leaves the range of the points" in delta.reason
+    assert -95 < bd_rate(anchor, flat).value < -70

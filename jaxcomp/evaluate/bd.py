@@ -188,7 +188,14 @@ def _mean_difference(
         return np.nan, np.nan, np.nan, 0.0, "the curves have no range in common"
     union = max(x[-1] for x, _ in curves) - min(x[0] for x, _ in curves)
     first, second = (_integral(x, y, low, high, method) for x, y in curves)
-    return (second - first) / (high - low), low, high, float((high - low) / union), None
+    mean, overlap = (second - first) / (high - low), float((high - low) / union)
+    heights = np.concatenate([y for _, y in curves])
+    if abs(mean) > 1.01 * (heights.max() - heights.min()):
+        # No pair of points differs by as much: two of one curve lie next to each other, and a
+        # method that is not monotone shoots far beyond them.
+        reason = f"{method} leaves the range of the points, two of which are too close"
+        return np.nan, low, high, overlap, reason
+    return mean, low, high, overlap, None
 
 
 def _integral(x: np.ndarray, y: np.ndarray, low: float, high: float, method: str) -> float:
