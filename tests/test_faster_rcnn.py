@@ -41,6 +41,12 @@ def trained():
     return task, params, stats
 
 
+@pytest.fixture(scope="module")
+def losses(trained):
+    """((loss, aux), gradients) as a function of what `task.loss` takes; compiled once."""
+    return jax.jit(jax.value_and_grad(trained[0].loss, has_aux=True))
+
+
 def test_full_size_has_the_documented_parameters_and_shapes():
     model = FasterRCNN(DetectorConfig())
     image = jax.ShapeDtypeStruct((1, 416, 1344, 3), jnp.uint8)
@@ -61,23 +67,20 @@ def test_tail_of_head_is_the_model(trained):
     data = batch()
     size = image_sizes(data)
     model = jax.jit(task.model.apply)(variables, data["image"], size)
-    features = task.model.apply(variables, data["image"], method="features")
+    head = jax.jit(functools.partial(task.model.apply, method="features"))
+    features = head(variables, data["image"])
     split = jax.jit(functools.partial(task.model.apply, method="detect"))(variables, features, size)
     for name in model:
         np.testing.assert_allclose(model[name], split[name], atol=1e-5)
 
 
-def test_losses_and_gradients_are_finite_also_without_objects(trained):
-    task, params, stats = trained
+def test_losses_and_gradients_are_finite_also_without_objects(trained, losses):
+    _, params, stats = trained
     for empty in (False, True):
         data = batch()
         if empty:
             data |= {"valid": np.zeros_like(data["valid"])}
-
-        def loss(p, data=data):
-            return task.loss(p, stats, {}, data, jax.random.key(1), 0)
-
-        (value, aux), grads = jax.jit(jax.value_and_grad(loss, has_aux=True))(params)
+        (value, aux), grads = losses(params, stats, {}, data, jax.random.key(1), 0)
         assert np.isfinite(value) and value > 0
         assert all(np.isfinite(g).all() for g in jax.tree.leaves(grads))
         assert set(aux.metrics) == {"rpn_class", "rpn_box", "box_class", "box_regression", "total"}
@@ -85,9 +88,9 @@ def test_losses_and_gradients_are_finite_also_without_objects(trained):
             assert aux.metrics["rpn_box"] == aux.metrics["box_regression"] == 0
 
 
-def test_training_moves_the_statistics_of_every_part(trained):
-    task, params, stats = trained
-    _, aux = jax.jit(task.loss)(params, stats, {}, batch(), jax.random.key(1), 0)
+def test_training_moves_the_statistics_of_every_part(trained, losses):
+    _, params, stats = trained
+    (_, aux), _ = losses(params, stats, {}, batch(), jax.random.key(1), 0)
     for part in ("body", "fpn", "box_head"):
         before = jax.tree.leaves(stats["batch_stats"][part])
         after = jax.tree.leaves(aux.stats["batch_stats"][part])

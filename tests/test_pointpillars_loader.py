@@ -53,7 +53,7 @@ def test_the_halves_are_the_whole(detector):
     same(detector.tail(features), whole)
     same(detector.tail(np.asarray(features["bev"])), whole)
     assert whole["valid"].any(1).all() and whole["boxes"].shape[::2] == (2, 7)
-    direct = detector.model.apply(detector.variables, detector.pillars(sweeps))
+    direct = jax.jit(detector.model.apply)(detector.variables, detector.pillars(sweeps))
     for name, value in detector.maps(features).items():
         np.testing.assert_allclose(value, direct[name], rtol=1e-4, atol=1e-5)
 

@@ -60,7 +60,8 @@ def test_regions_are_the_best_proposals_of_their_level(detector):
     tail = TailDistortion(model, 1.0, regions=12)
     found = jax.jit(tail.propose)(variables, pyramid, SIZE)
     assert sorted(found) == ["regions_p2", "regions_p3", "regions_p4", "regions_p5"]
-    _, _, boxes, valid = model.apply(variables, pyramid, SIZE, 12, method="propose")
+    whole = jax.jit(lambda v, x: model.apply(v, x, SIZE, 12, method="propose"))
+    _, _, boxes, valid = whole(variables, pyramid)
     together = np.concatenate([np.asarray(x) for x in found.values()], 1)
     for i in range(2):
         want = np.asarray(boxes[i])[np.asarray(valid[i])]
