@@ -121,7 +121,7 @@ def test_detections_are_those_of_the_whole_model(weights, variables):
     image = photo(40, 61)
     found = detector.detect(image)
     frames, meta = detector.prepare(image)
-    whole = MODEL.apply(variables, frames, frames.image_size)
+    whole = jax.jit(MODEL.apply)(variables, frames, frames.image_size)
     scale = np.tile(meta["scale"][:, ::-1], 2)[:, None]
     np.testing.assert_allclose(found["boxes"], whole["boxes"] / scale, atol=1e-3)
     np.testing.assert_allclose(found["scores"], whole["scores"], atol=1e-5)
@@ -153,8 +153,8 @@ def make_task(**options):
     return DetectTask(model, SamplingConfig(anchors=16, regions=8), CANVAS, **options)
 
 
-def test_training_on_native_images_with_frozen_statistics():
-    task = make_task(freeze_norm=True)
+def test_training_on_native_images_with_frozen_statistics(variables):
+    task = make_task(freeze_norm=True, initial=lambda: variables)
     params, stats, _ = task.init(jax.random.key(0), batch())
     step = jax.jit(jax.value_and_grad(task.loss, has_aux=True))
     (loss, aux), grads = step(params, stats, {}, batch(), jax.random.key(1), 0)
@@ -162,8 +162,8 @@ def test_training_on_native_images_with_frozen_statistics():
     jax.tree.map(np.testing.assert_array_equal, aux.stats, stats)
 
 
-def test_frozen_stages_get_no_update():
-    task = make_task(frozen_stages=2)
+def test_frozen_stages_get_no_update(variables):
+    task = make_task(frozen_stages=2, initial=lambda: variables)
     params, *_ = task.init(jax.random.key(0), batch())
     mask = task.update_mask(params, 0)
     still = {name for name, value in mask["body"].items() if value == 0}
@@ -186,11 +186,15 @@ def test_training_starts_from_given_weights(weights, variables):
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
-def test_half_precision_trains(dtype):
+def test_half_precision_trains(dtype, variables):
     model = FasterRCNN(dataclasses.replace(SMALL, dtype=dtype))
     task = DetectTask(model, SamplingConfig(anchors=16, regions=8), CANVAS)
-    params, stats, _ = task.init(jax.random.key(0), batch())
-    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(params))
+    frames = frames_of(batch(), CANVAS)
+    start = jax.eval_shape(
+        functools.partial(model.init, train=True), jax.random.key(0), frames, frames.image_size
+    )
+    assert all(x.dtype == jnp.float32 for x in jax.tree.leaves(start))
+    params, stats = variables["params"], {"batch_stats": variables["batch_stats"]}
     (loss, _), grads = jax.jit(jax.value_and_grad(task.loss, has_aux=True))(
         params, stats, {}, batch(), jax.random.key(1), 0
     )
