@@ -36,7 +36,8 @@ class Group:
         together = [f"coordinator=127.0.0.1:{port}", f"processes={count}"] if count > 1 else []
         env = os.environ | {
             "JAX_PLATFORMS": "cpu",
-            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}",
+            "XLA_FLAGS": f"--xla_force_host_platform_device_count={devices} "
+            "--xla_backend_optimization_level=0",
             "PYTHONPATH": str(SCRIPT.parent.parent),
         }
         self.out = folder / out

@@ -8,6 +8,7 @@ import os
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import jax
@@ -18,6 +19,7 @@ from test_processes import forget_the_end
 from jaxcomp import optim, train
 from jaxcomp.checkpoint import Checkpointer, tree_digest
 
+FAST = "--xla_backend_optimization_level=0"  # to compile, which is most of it
 TESTS = Path(__file__).parent
 EPOCHS = 4
 
@@ -29,7 +31,7 @@ def script(folder, *words, **env):
     words = (f"training.epochs={EPOCHS}", *words)
     done = subprocess.run(
         [sys.executable, str(TESTS / "toy_process.py"), str(folder / "run"), str(out), *words],
-        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "XLA_FLAGS": "", **env},
+        env={**os.environ, "PYTHONPATH": str(TESTS.parent), "XLA_FLAGS": FAST, **env},
         capture_output=True, timeout=300,
     )  # fmt: skip
     text = done.stderr.decode(errors="replace")
@@ -77,6 +79,8 @@ def test_a_full_disk_is_told_and_the_run_goes_on_when_there_is_room(undisturbed,
         subprocess.run(["umount", str(disk)], check=False)
 
 
+# One damaged array ends a read, the others report to its event loop when that is closed.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_byte_less_in_any_file_of_a_checkpoint_is_harmless(tmp_path, caplog):
     """The checkpoint is as it was, as the store leaves unused bytes, or the one before is used."""
     config = toy.config(training__epochs=2)
@@ -103,6 +107,7 @@ def test_a_byte_less_in_any_file_of_a_checkpoint_is_harmless(tmp_path, caplog):
         fallen += step == 5
         shutil.rmtree(copy)
     assert 2 <= fallen <= len(files)
+    time.sleep(0.5)  # until the last of them has reported
 
 
 @pytest.mark.slow

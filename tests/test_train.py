@@ -54,7 +54,11 @@ def lines(workdir):
 def script(workdir, out, *overrides):
     """The toy's training as a process."""
     command = [sys.executable, str(TESTS / "toy.py"), str(workdir), str(out), *overrides]
-    env = {**os.environ, "PYTHONPATH": str(TESTS.parent), "XLA_FLAGS": ""}
+    env = {
+        **os.environ,
+        "PYTHONPATH": str(TESTS.parent),
+        "XLA_FLAGS": "--xla_backend_optimization_level=0",
+    }
     with open(f"{out}.err", "ab") as errors:
         return subprocess.Popen(command, env=env, stdout=subprocess.DEVNULL, stderr=errors)
 
