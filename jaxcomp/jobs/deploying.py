@@ -199,10 +199,10 @@ def _calibration(folder: Path | None) -> Iterator[np.ndarray]:
 def quantise(content: bytes, inputs: Sequence[np.ndarray]) -> bytes:
     """An ONNX file with 8-bit weights (by channel) and activations, for onnxruntime.
 
-    Convolutions become integers, except where a step of 1/255 of the range would move boxes: those
-    that make the outputs (whose largest numbers belong to anchors without a face) and those that
-    tell deformable convolutions where to read. Deformable convolutions themselves stay as they are:
-    onnxruntime computes them in single precision only.
+    Convolutions become integers, except those that make the outputs: their largest numbers are of
+    anchors without a face, and a step of 1/255 of that range would move every box. Deformable
+    convolutions stay as they are, as onnxruntime computes them in single precision only; what tells
+    them where to read may be integers, which moved no box.
 
     Args:
       content: the file in single precision.
@@ -232,16 +232,10 @@ def quantise(content: bytes, inputs: Sequence[np.ndarray]) -> bytes:
 
 
 def delicate_nodes(content: bytes) -> list[str]:
-    """Convolutions whose result is an output, or an offset or mask of a deformable convolution.
-
-    What lies between (sums, activations, changes of shape) is walked through.
-    """
+    """Convolutions whose result is an output, but for changes of shape and the like in between."""
     graph = require("onnx").load_from_string(content).graph
     makers = {name: node for node in graph.node for name in node.output}
     todo = [out.name for out in graph.output]
-    for node in graph.node:
-        if node.op_type == "DeformConv":
-            todo += [node.input[i] for i in (2, 4) if i < len(node.input)]
     found, seen = set[str](), set[str]()
     while todo:
         name = todo.pop()
