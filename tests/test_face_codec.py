@@ -211,7 +211,8 @@ def test_photos_of_any_size_reach_the_network(weights):
         split.detect_from_features({"p3": np.zeros((1, 4, 12, 8), "f4")})
 
 
-@pytest.mark.parametrize("treatment", ["joint", pytest.param("random", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("treatment", ["joint", "random"])
 def test_a_run_and_its_comparison(treatment, tmp_path, folder, weights, capsys):
     run = tmp_path / "run"
     argv = [

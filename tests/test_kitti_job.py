@@ -74,6 +74,7 @@ def test_the_detector_is_measured_by_kitti(trained):
     assert (meta["resize"], meta["min_side"], meta["max_side"]) == ("shortest", 50, 160)
 
 
+@pytest.mark.slow
 def test_a_codec_trains_on_native_images(folder, trained, tmp_path):
     argv = [
         "--config=configs/fpn_level.py:level=1", *SMALL, f"--config.data.dir={folder}",

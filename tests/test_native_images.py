@@ -185,7 +185,7 @@ def test_training_starts_from_given_weights(weights, variables):
         initial_variables(str(weights.with_name("none.pth")), DetectorConfig(), 0)
 
 
-@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("dtype", ["bfloat16", pytest.param("float16", marks=pytest.mark.slow)])
 def test_half_precision_trains(dtype, variables):
     model = FasterRCNN(dataclasses.replace(SMALL, dtype=dtype))
     task = DetectTask(model, SamplingConfig(anchors=16, regions=8), CANVAS)

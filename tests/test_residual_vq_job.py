@@ -222,6 +222,7 @@ def test_what_a_checkpoint_does_not_hold_is_refused_by_name(
     assert re.search(message, error), error
 
 
+@pytest.mark.slow
 def test_patience_ends_stages_and_leaves_their_files(place, tmp_path):
     flags = ["--config.training.early_stopping.patience=1", "--config.evaluation.anchors=False"]
     flags += [
@@ -282,6 +283,7 @@ def test_an_empty_sweep_is_a_file_without_pillars(place, run):
     assert not rq_stream.decompress(blob, model).occupied.any() and len(blob) < 100
 
 
+@pytest.mark.slow
 def test_a_head_that_was_trained_goes_with_its_codebooks(place, tmp_path):
     flags = ["--config.rq_model.train_head=True", "--config.evaluation.anchors=False"]
     flags += ["--config.progressive_learning.embedding_schedule=(4,)", "--config.training.epochs=4"]

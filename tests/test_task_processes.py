@@ -151,12 +151,9 @@ def check(place, names, folder, monkeypatch):
     assert logs[0].count("summary: ") == len(lines) and "summary: " not in logs[1]
 
 
-# One in every run of the tests: two minutes of processor time are needed for some of the others.
-CHEAPEST = "pointpillars"
-EACH = [n if n == CHEAPEST else pytest.param(n, marks=pytest.mark.slow) for n in TASKS]
-
-
-@pytest.mark.parametrize("name", EACH)
+# Up to two minutes of processor time each.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", TASKS)
 def test_a_task_by_two_processes_is_that_by_one(name, place, tmp_path, monkeypatch):
     check(place, [name], tmp_path, monkeypatch)
 

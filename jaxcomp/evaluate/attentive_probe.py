@@ -61,10 +61,8 @@ def _fit(tokens: Any, labels: Any, key: Any, classes: int, epochs: int) -> Any:
         updates, state = optimiser.update(jax.grad(loss)(weights, chosen), state, weights)
         return (optax.apply_updates(weights, updates), state), None
 
-    orders = [
-        jax.random.permutation(k, rows)[: steps * batch] for k in jax.random.split(key, epochs)
-    ]
-    chosen = jnp.concatenate(orders).reshape(epochs * steps, batch)
+    orders = jax.vmap(lambda k: jax.random.permutation(k, rows))(jax.random.split(key, epochs))
+    chosen = orders[:, : steps * batch].reshape(epochs * steps, batch)
     return jax.lax.scan(step, (weights, optimiser.init(weights)), chosen)[0][0]
 
 
