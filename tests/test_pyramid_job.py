@@ -165,7 +165,7 @@ def test_images_are_marked_with_the_drawn_level():
     assert tuple(task.features({}, {})) == LEVELS
 
 
-@pytest.mark.parametrize("kind", ["joint", "random"])
+@pytest.mark.parametrize("kind", [pytest.param("joint", marks=pytest.mark.slow), "random"])
 def test_a_run_leaves_a_codec_of_all_levels(kind, tmp_path, monkeypatch):
     monkeypatch.setenv("TFDS_DATA_DIR", str(tmp_path / "data"))
     argv = [
