@@ -11,9 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jaxcomp import config as config_lib  # noqa: E402
-from jaxcomp.errors import ConfigError, JaxcompError  # noqa: E402
+from jaxcomp.errors import ConfigError  # noqa: E402
 from jaxcomp.jobs import seeds, sweep  # noqa: E402
+from jaxcomp.jobs.scripts import chosen, run_script  # noqa: E402
 
 DESCRIPTION = """\
 Trains every variant of a config with every seed, each in a process of its own, and ends with a
@@ -42,36 +42,16 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs it; returns the exit status."""
-    try:
-        spec, overrides, rest = config_lib.split_argv(argv)
-        args = parser().parse_args(rest)
-        if spec is None:
-            raise ConfigError("give --config=configs/hjepa_seeds.py, or another table over seeds")
-        config = config_lib.load_config(spec, overrides)
-        if config.task != "seeds":
-            raise ConfigError(f"--config={spec} is a {config.task!r} config, no table over seeds")
-        if args.jobs < 1:
-            raise ConfigError(f"--jobs={args.jobs}: give a number from 1")
-        return run(config.seeds, args)
-    except sweep.SweepInterrupted as interrupt:
-        print(interrupt, file=sys.stderr)
-        return 128 + interrupt.signum
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except JaxcompError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_script(argv, "seeds", "configs/hjepa_seeds.py", parser(), run)
 
 
 def run(config, args: argparse.Namespace) -> int:
     """Trains and tabulates."""
+    if args.jobs < 1:
+        raise ConfigError(f"--jobs={args.jobs}: give a number from 1")
     runs = seeds.plan(config)
-    names = [name for name in args.only.split(",") if name]
-    for name in names:
-        if name not in config.variants:
-            raise ConfigError(f"--only={args.only}: {config_lib.nearest(name, config.variants)}")
-    mine = [one for one in runs if not names or one.variant in names]
+    names = chosen(args.only, list(config.variants))
+    mine = [one for one in runs if one.variant in names]
     if args.dry_run:
         print("\n".join(sweep.shell_line(one) for one in mine))
         return 0

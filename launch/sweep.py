@@ -11,9 +11,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
-from jaxcomp import config as config_lib  # noqa: E402
-from jaxcomp.errors import ConfigError, JaxcompError  # noqa: E402
+from jaxcomp.errors import ConfigError  # noqa: E402
 from jaxcomp.jobs import sweep  # noqa: E402
+from jaxcomp.jobs.scripts import chosen, run_script  # noqa: E402
 
 DESCRIPTION = """\
 Trains every codec of a sweep in a process of its own, one after the other or side by side, and ends
@@ -48,24 +48,7 @@ def parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str]) -> int:
     """Runs a sweep; returns the exit status."""
-    try:
-        spec, overrides, rest = config_lib.split_argv(argv)
-        args = parser().parse_args(rest)
-        if spec is None:
-            raise ConfigError("give --config=configs/fpn_lambda_sweep.py, or another sweep")
-        config = config_lib.load_config(spec, overrides)
-        if config.task != "sweep":
-            raise ConfigError(f"--config={spec} is a {config.task!r} config, not a sweep")
-        return run(config.sweep, args)
-    except sweep.SweepInterrupted as interrupt:
-        print(interrupt, file=sys.stderr)
-        return 128 + interrupt.signum
-    except KeyboardInterrupt:
-        print("interrupted; the same command goes on from here", file=sys.stderr)
-        return 130
-    except JaxcompError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+    return run_script(argv, "sweep", "configs/fpn_lambda_sweep.py", parser(), run)
 
 
 def run(config, args: argparse.Namespace) -> int:
@@ -108,12 +91,8 @@ def _places(args: argparse.Namespace) -> tuple[list[str], int]:
 
 
 def _chosen(runs, only: str):
-    names = [name for name in only.split(",") if name]
-    known = list(dict.fromkeys(one.member for one in runs))
-    for name in names:
-        if name not in known:
-            raise ConfigError(f"--only={only}: {config_lib.nearest(name, known)}")
-    return [one for one in runs if not names or one.member in names]
+    names = chosen(only, list(dict.fromkeys(one.member for one in runs)))
+    return [one for one in runs if one.member in names]
 
 
 def _part(text: str) -> tuple[int, int]:

@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 from jaxcomp import data
-from jaxcomp.data import detection, kitti_format, scenes_frame, scenes_mesh, scenes_worker
+from jaxcomp.data import detection, images, kitti_format, scenes_frame, scenes_mesh, scenes_worker
 from jaxcomp.data import scenes as scenes_builder
 from jaxcomp.errors import ConfigError, DataError
 
@@ -289,7 +289,7 @@ def test_an_image_of_too_many_pixels_names_its_record(monkeypatch):
     Image.new("RGB", (208, 64)).save(stream, "PNG")
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
     with pytest.raises(DataError, match="record 3: the image does not decode"):
-        detection.decode_image(stream.getvalue(), "record 3")
+        images.decode_image(stream.getvalue(), "record 3: the image", "make it again")
 
 
 @pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])

@@ -10,6 +10,7 @@ from PIL import Image
 
 from jaxcomp.config import load_config
 from jaxcomp.data.pictures import load_pictures, picture_splits
+from jaxcomp.data.tfds_folder import version_folder
 from jaxcomp.errors import DataError
 
 COUNTS = {"train": 12, "test": 5, "unlabelled": 7}
@@ -96,10 +97,20 @@ def test_another_split_can_train_and_a_third_be_probed(prepared):
         load_pictures(config(prepared, "data.train_split=nothing"))
 
 
+def test_the_latest_version_of_one_data_set_is_read(prepared, tmp_path):
+    for version in ("1.0.0", "10.0.0", "9.1.0"):
+        shutil.copytree(prepared / "1.0.0", tmp_path / "some/colours" / version)
+    assert version_folder(tmp_path / "some/colours").name == "10.0.0"
+    assert version_folder(tmp_path / "some").name == "10.0.0"
+    shutil.copytree(prepared, tmp_path / "some/others")
+    with pytest.raises(DataError, match=r"holds 2 data sets .*colours.*others"):
+        version_folder(tmp_path / "some")
+
+
 def test_what_is_no_data_set_is_named(prepared, tmp_path):
     with pytest.raises(DataError, match=r"data\.dir is empty"):
         load_pictures(config(""))
-    with pytest.raises(DataError, match=r"no dataset_info\.json"):
+    with pytest.raises(DataError, match="holds no data set"):
         load_pictures(config(tmp_path))
     copy = tmp_path / "colours"
     shutil.copytree(prepared, copy)

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import concurrent.futures
 import functools
-import io
 import logging
 import threading
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from jaxcomp.data import images, pipeline
 from jaxcomp.errors import DataError
@@ -77,18 +75,6 @@ def _label(name: Any, index: Any) -> int:
     raise DataError(f"record {index}: object type {name!r}; use one of {', '.join(CLASS_NAMES)}")
 
 
-def decode_image(data: bytes, where: str) -> np.ndarray:
-    """PNG or JPEG bytes to uint8 [H, W, 3]; `where` names the record in errors."""
-    try:
-        with Image.open(io.BytesIO(data)) as image:
-            return images.to_rgb(image)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-        raise DataError(
-            f"{where}: the image does not decode ({error}); delete the data set's folder "
-            "to make it again"
-        ) from error
-
-
 class DetectionRecords:
     """Random access to detection rows of a TFDS data source; gathers batches for the pipeline.
 
@@ -115,7 +101,8 @@ class DetectionRecords:
         """One row: image, image_id and targets."""
         record = self.source[int(index)]
         where = f"scenes {self.split} record {index} (frame {record['index']})"
-        image = decode_image(record["image"], where)
+        fix = "delete the data set's folder to make it again"
+        image = images.decode_image(record["image"], f"{where}: the image", fix)
         if image.shape != (*self.size, 3):
             raise DataError(
                 f"{where}: image {image.shape}, expected {(*self.size, 3)}; check data.height"

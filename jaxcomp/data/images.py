@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import os
+from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
 from jaxcomp.errors import DataError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,6 +53,30 @@ def read_image(path: str | os.PathLike) -> np.ndarray:
         raise DataError(
             f"{path}: cannot decode the image ({error}); replace or remove it"
         ) from error
+
+
+def decode_image(data: bytes, where: str, fix: str) -> np.ndarray:
+    """An encoded image as uint8 [H, W, 3].
+
+    Raises:
+      DataError: it does not decode; says `where` it is and how to `fix` it.
+    """
+    try:
+        with Image.open(io.BytesIO(data)) as image:
+            return to_rgb(image)
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+        raise DataError(f"{where} does not decode ({error}); {fix}") from error
+
+
+def image_files(root: Path) -> list[Path]:
+    """The pictures at and below a folder (`SUFFIXES`), in the order of their paths."""
+    return sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+
+
+def relit(image: np.ndarray, gain: float, shift: float) -> np.ndarray:
+    """A uint8 image, contrast times 1 + gain, brightness moved by shift of half the range."""
+    centred = (image.astype(np.float32) - 127.5) * (1 + gain) + 127.5 * (1 + shift)
+    return np.clip(np.rint(centred), 0, 255).astype(np.uint8)
 
 
 def to_rgb(image: Image.Image) -> np.ndarray:

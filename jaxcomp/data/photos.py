@@ -24,12 +24,11 @@ import numpy as np
 from PIL import Image
 
 from jaxcomp.data import pipeline
-from jaxcomp.data.images import read_image
+from jaxcomp.data.images import SUFFIXES, image_files, read_image, relit
 from jaxcomp.errors import DataError
 from jaxcomp.types import DataSplits
 
 _LOG = logging.getLogger(__name__)
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 FILL = (123, 117, 104)  # RGB; the mean that light face detectors take away
 SCALES = (0.4, 1.3)  # of a photo before it is cropped
 JITTER = 0.2  # largest change of brightness and contrast
@@ -51,7 +50,7 @@ def photo_files(folder: str) -> list[Path]:
         raise DataError(
             f"config.data.dir={folder!r} is no folder; give one with photos ({', '.join(SUFFIXES)})"
         )
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = image_files(root)
     if not files:
         raise DataError(f"{folder!r} holds no photo ({', '.join(SUFFIXES)})")
     return files
@@ -87,8 +86,7 @@ def crop_of(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarra
     if rng.random() < 0.5:
         image = image[:, ::-1]
     gain, shift = rng.uniform(-JITTER, JITTER, 2)
-    light = (image.astype(np.float32) - 127.5) * (1 + gain) + 127.5 * (1 + shift)
-    return on_canvas(np.clip(np.rint(light), 0, 255).astype(np.uint8), size, size)[0]
+    return on_canvas(relit(image, gain, shift), size, size)[0]
 
 
 def _resized(image: np.ndarray, scale: float) -> np.ndarray:

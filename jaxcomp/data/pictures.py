@@ -18,14 +18,13 @@ import numpy as np
 from PIL import Image
 
 from jaxcomp.data import pictures_tfds
-from jaxcomp.data.images import read_image
+from jaxcomp.data.images import SUFFIXES, image_files, read_image, relit
 from jaxcomp.data.masks import MaskConfig, MaskSampler
 from jaxcomp.data.pipeline import make_data_splits
 from jaxcomp.data.textures import CLASSES, texture_set
 from jaxcomp.errors import DataError
 from jaxcomp.types import DataSplits
 
-SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 NAMES = ("textures", "digits", "pictures", "tfds")
 
 
@@ -110,7 +109,7 @@ def _folder(config: Any) -> dict[str, Pictures]:
             f"data.dir={config.data.dir!r} is no folder; give one with pictures "
             f"({', '.join(SUFFIXES)}), in folders by class if there are labels"
         )
-    files = sorted(p for p in root.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    files = image_files(root)
     if len(files) < 2:
         raise DataError(f"{str(root)!r} holds {len(files)} pictures; two or more are needed")
     homes = [p.relative_to(root).parts[0] if p.parent != root else "" for p in files]
@@ -218,8 +217,7 @@ def augmented(
         out = out[:, ::-1]
     if how.jitter:
         gain, shift = rng.uniform(-how.jitter, how.jitter, 2)
-        centred = (out.astype(np.float32) - 127.5) * (1 + gain) + 127.5 * (1 + shift)
-        out = np.clip(np.rint(centred), 0, 255).astype(np.uint8)
+        out = relit(out, gain, shift)
     return np.ascontiguousarray(out)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import warnings
 from collections.abc import Sequence
@@ -10,7 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image
 
 from jaxcomp.data import images
 from jaxcomp.errors import DataError
@@ -77,15 +75,9 @@ class TfdsFolder:
 
     def image(self, split: str, index: int, name: str = "") -> np.ndarray:
         """uint8 [H, W, 3] of a record; `name` is how errors call it."""
+        where = f"{self.folder}: {name or f'record {index} of {split}'}"
         data = self.record(split, index)["image"]
-        try:
-            with Image.open(io.BytesIO(data)) as image:
-                return images.to_rgb(image)
-        except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
-            raise DataError(
-                f"{self.folder}: {name or f'record {index} of {split}'} does not decode ({error}); "
-                "prepare the data again"
-            ) from error
+        return images.decode_image(data, where, "prepare the data again")
 
 
 def file_format(folder: Path) -> str:
@@ -98,23 +90,22 @@ def file_format(folder: Path) -> str:
 
 
 def version_folder(folder: Path) -> Path:
-    """The folder with `dataset_info.json`: the given one, or the last of its versions below it.
+    """The folder with `dataset_info.json`: the given one, or the latest of its versions below it.
 
     Raises:
-      DataError: there is none.
+      DataError: there is none, or there are several data sets (or configs of one) to choose from.
     """
-    found = [folder] if (folder / "dataset_info.json").exists() else []
-    found = (
-        found
-        or sorted(folder.glob("*/dataset_info.json"))
-        or sorted(folder.glob("*/*/dataset_info.json"))
-    )
-    if not found:
+    if (folder / "dataset_info.json").exists():
+        return folder
+    found = [p.parent for depth in ("*", "*/*") for p in folder.glob(f"{depth}/dataset_info.json")]
+    homes = sorted({str(path.parent) for path in found})
+    if len(homes) != 1:
+        what = "no data set" if not homes else f"{len(homes)} data sets ({', '.join(homes[:3])})"
         raise DataError(
-            f"{str(folder)!r} holds no data set of TensorFlow Datasets (no dataset_info.json); "
-            "give the folder that download_and_prepare() made, as ~/tensorflow_datasets/cifar10"
+            f"{str(folder)!r} holds {what} of TensorFlow Datasets (dataset_info.json); give the "
+            "folder that download_and_prepare() made, as ~/tensorflow_datasets/cifar10"
         )
-    return found[-1] if found[-1].is_dir() else found[-1].parent
+    return max(found, key=lambda p: [(int(n) if n.isdigit() else -1) for n in p.name.split(".")])
 
 
 def _first_line(error: Exception) -> str:

@@ -190,10 +190,9 @@ def _evaluate(
         export_weights(path, model.variables, config, {"kind": KIND}, flat_scores(trained))
     else:
         LOG.info("The pictures have no labels: no probes.")
+    files = (MASKS_FILE, jepa_figures.ATTENTION_FILE, jepa_figures.NEIGHBOURS_FILE)
     drawn = {
-        stem: np.asarray(read_image(workdir / f"{stem}.png"))
-        for stem in ("masks", "attention", "neighbours")
-        if (workdir / f"{stem}.png").exists()
+        Path(name).stem: read_image(workdir / name) for name in files if (workdir / name).exists()
     }
     write_arrays(workdir / "evaluation.npz", drawn)
     last = result.history[-1]["val"] if result.history else {}

@@ -11,7 +11,6 @@ going on. A variant with `after` starts when the run of that variant with the sa
 from __future__ import annotations
 
 import dataclasses
-import json
 import math
 import statistics
 from collections.abc import Mapping, Sequence
@@ -65,17 +64,9 @@ def _run(root: Path, config: Any, name: str, variant: Any, seed: int) -> SeedRun
     )  # fmt: skip
 
 
-def summary(run: sweep.Run) -> Mapping[str, Any]:
-    """What a finished run has stored; empty before."""
-    try:
-        return json.loads((run.folder / sweep.SUMMARY).read_text())
-    except (OSError, ValueError):
-        return {}
-
-
 def result(run: sweep.Run) -> str:
     """How messages tell that a run has ended."""
-    return f"{summary(run).get('seconds', math.nan):.0f} s"
+    return f"{sweep.summary(run).get('seconds', math.nan):.0f} s"
 
 
 def collect(config: Any, runs: Sequence[SeedRun]) -> list[dict[str, Any]]:
@@ -86,7 +77,7 @@ def collect(config: Any, runs: Sequence[SeedRun]) -> list[dict[str, Any]]:
     """
     records = []
     for variant in dict.fromkeys(run.variant for run in runs):
-        stored = [summary(run) for run in runs if run.variant == variant]
+        stored = [sweep.summary(run) for run in runs if run.variant == variant]
         for row, columns in config.rows.items():
             for column, key in columns.items():
                 values = [float(s[key]) for s in stored if s.get(key) is not None]
@@ -118,10 +109,10 @@ def markdown(config: Any, records: Sequence[Mapping[str, Any]], runs: Sequence[S
         cells[r["column"]] = mean_and_spread(r["values"], config.digits)
     for (variant, row), cells in groups.items():
         lines.append(f"| {variant} | {row} | {' | '.join(cells.get(c, '') for c in columns)} |")
-    counts = {v: sum(bool(summary(r)) for r in runs if r.variant == v)
+    counts = {v: sum(bool(sweep.summary(r)) for r in runs if r.variant == v)
               for v in dict.fromkeys(r.variant for r in runs)}  # fmt: skip
     told = ", ".join(f"{name} {count}" for name, count in counts.items())
-    seconds = [float(summary(r)["seconds"]) for r in runs if summary(r).get("seconds")]
+    seconds = [float(sweep.summary(r)["seconds"]) for r in runs if sweep.summary(r).get("seconds")]
     time = f" A run took {min(seconds):.0f} to {max(seconds):.0f} s." if seconds else ""
     return "\n".join([*lines, "", f"Mean ± standard deviation over seeds; runs: {told}.{time}", ""])
 

@@ -88,7 +88,7 @@ class Run:
         path = self.folder / SUMMARY
         if not path.exists():
             return False
-        content = _summary(self)
+        content = summary(self)
         stored = content.get("config_digest")
         if stored is not None and stored != config_lib.digest(self.config):
             _check_same(self, content.get("config") or {})
@@ -332,7 +332,8 @@ def shell_line(run: Run) -> str:
     return shlex.join(["python", *command(run)[1:]])
 
 
-def _summary(run: Run) -> dict[str, Any]:
+def summary(run: Run) -> dict[str, Any]:
+    """What a finished run has stored; empty before."""
     try:
         return json.loads((run.folder / SUMMARY).read_text())
     except (OSError, ValueError):
@@ -340,7 +341,7 @@ def _summary(run: Run) -> dict[str, Any]:
 
 
 def _result(run: Run) -> str:
-    content = _summary(run)
+    content = summary(run)
     return (
         f"{content.get('bytes_per_frame', float('nan')):,.0f} bytes a frame, "
         f"mAP {content.get('map50', float('nan')):.3f} "
@@ -352,7 +353,7 @@ def rows(runs: Sequence[Run]) -> list[dict[str, Any]]:
     """A row for each run, finished or not."""
     table = []
     for run in runs:
-        content = _summary(run)
+        content = summary(run)
         known = {key: content.get(key) for key in _COLUMNS}
         state = "finished" if content else "started" if run.folder.is_dir() else "waiting"
         table.append(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxcomp.rules.workload import Workload
+from jaxcomp.rules.workload import Workload, named
 
 _VARIANT = ("config", "overrides", "after")
 
@@ -14,14 +14,12 @@ def _contradictions(leaves: Mapping[str, Any]) -> Iterable[str]:
     seeds = leaves.get("seeds.seeds", ())
     if not seeds or len(set(seeds)) != len(seeds) or min(seeds) < 0:
         yield f"config.seeds.seeds={seeds!r}; give one or more different numbers, not negative."
-    variants = {k.split(".")[2] for k in leaves if k.startswith("seeds.variants.")}
+    variants, unknown = named(leaves, "seeds.variants", _VARIANT)
+    yield from unknown
     if not variants:
         yield "config.seeds.variants is empty; name at least one."
     for name in sorted(variants):
         prefix = f"seeds.variants.{name}."
-        fields = {k[len(prefix) :].split(".")[0] for k in leaves if k.startswith(prefix)}
-        for field in sorted(fields - set(_VARIANT)):
-            yield f"Unknown key config.{prefix}{field}; valid: {', '.join(_VARIANT)}."
         after = leaves.get(f"{prefix}after", "")
         if after and (
             after not in variants - {name} or leaves.get(f"seeds.variants.{after}.after")

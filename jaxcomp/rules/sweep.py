@@ -5,20 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from jaxcomp.rules.workload import Workload
+from jaxcomp.rules.workload import Workload, named
 
 _MEMBER = ("config", "rate_weights", "levels", "overrides", "epochs", "chained_epochs", "after")
 
 
 def _contradictions(leaves: Mapping[str, Any]) -> Iterable[str]:
-    members = {k.split(".")[2] for k in leaves if k.startswith("sweep.members.")}
+    members, unknown = named(leaves, "sweep.members", _MEMBER)
+    yield from unknown
     if not members:
         yield "config.sweep.members is empty; name at least one curve."
     for name in sorted(members):
         prefix = f"sweep.members.{name}."
-        fields = {k[len(prefix) :].split(".")[0] for k in leaves if k.startswith(prefix)}
-        for field in sorted(fields - set(_MEMBER)):
-            yield f"Unknown key config.{prefix}{field}; valid: {', '.join(_MEMBER)}."
         weights = leaves.get(f"{prefix}rate_weights", ())
         if not weights or len(set(weights)) != len(weights) or min(weights) < 0:
             yield (

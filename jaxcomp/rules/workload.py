@@ -33,3 +33,20 @@ class Workload:
     choices: Mapping[str, Sequence[Any]] = dataclasses.field(default_factory=dict)
     lengths: Mapping[str, int] = dataclasses.field(default_factory=dict)
     contradictions: Callable[[Mapping[str, Any]], Iterable[str]] = _none
+
+
+def named(leaves: Mapping[str, Any], root: str, known: Sequence[str]) -> tuple[set[str], list[str]]:
+    """The names below a section of named ones, and a message for each unknown field of theirs.
+
+    Args:
+      leaves: all values by dotted key.
+      root: the section, as "sweep.members".
+      known: the fields that each may have.
+    """
+    paths = [key[len(root) + 1 :].split(".") for key in leaves if key.startswith(f"{root}.")]
+    fields = sorted({(p[0], p[1]) for p in paths if len(p) > 1 and p[1] not in known})
+    valid = ", ".join(known)
+    return (
+        {path[0] for path in paths},
+        [f"Unknown key config.{root}.{name}.{field}; valid: {valid}." for name, field in fields],
+    )
