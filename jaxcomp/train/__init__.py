@@ -381,7 +381,7 @@ class _Run:
     ) -> None:
         """One epoch for the logs; times go here, never into the history."""
         values = {**record, "alerts": list(alerts), "skipped": self.progress.skipped}
-        step_ms, input_wait = self.times.step_ms(), self.times.input_wait()
+        step_ms, input_wait = self.times.epoch_step_ms(), self.times.input_wait()
         values |= {"step_ms": step_ms, "input_wait": input_wait}
         values |= {"val_seconds": val_seconds, "seconds": self.times.seconds()}
         values.pop("step")

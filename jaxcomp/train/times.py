@@ -15,6 +15,7 @@ class Times:
         """Goes on from the `seconds` that the run took before it was interrupted."""
         self._began = time.perf_counter() - seconds
         self._steps: list[float] = []
+        self._first = 0  # step of the present epoch
         self._train = self._wait = 0.0
         self._collected_at: float | None = None
 
@@ -37,6 +38,7 @@ class Times:
     def training(self) -> Iterator[None]:
         """Around the steps of an epoch."""
         self.pause()
+        self._first = len(self._steps)
         began = time.perf_counter()
         yield
         self._train += time.perf_counter() - began
@@ -50,8 +52,16 @@ class Times:
 
     def step_ms(self) -> float | None:
         """Median time of a step in milliseconds, None before the second one."""
-        return 1e3 * statistics.median(self._steps) if self._steps else None
+        return _median_ms(self._steps)
+
+    def epoch_step_ms(self) -> float | None:
+        """The same of the last epoch alone: stages differ in what a step does."""
+        return _median_ms(self._steps[self._first :])
 
     def input_wait(self) -> float:
         """Share of the time of training spent waiting for data, 0 to 1."""
         return self._wait / self._train if self._train else 0.0
+
+
+def _median_ms(seconds: list[float]) -> float | None:
+    return 1e3 * statistics.median(seconds) if seconds else None
