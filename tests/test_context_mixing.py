@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import rq_toy
 
+from jaxcomp.codecs import context_learning, occupancy
 from jaxcomp.codecs import context_mixing as cm
-from jaxcomp.codecs import occupancy
 from jaxcomp.errors import BitstreamError, CorruptStreamError, ShapeError
 
 settings = hypothesis.settings(max_examples=40, deadline=None, derandomize=True)
@@ -29,7 +29,7 @@ def problem(seed, count, symbols, experts=3, reach=2):
     contexts = cm.Contexts(neighbours, base, stride, classes, sets, sizes, 2)
     p = rng.dirichlet(np.full(symbols, 0.3), sum(sizes)) + 1e-9
     weights = rng.multinomial(256, rng.dirichlet(np.ones(experts)), 2).astype(np.int32)
-    mixture = cm.Mixture(cm._integer_rows(p), np.asarray(sizes, np.int32), weights)
+    mixture = cm.Mixture(context_learning.integer_rows(p), np.asarray(sizes, np.int32), weights)
     return rng.integers(0, symbols, count).astype(np.int32), contexts, mixture
 
 

@@ -8,7 +8,7 @@ anyway. Every *expert* looks at some of that, which gives a row of its table; th
 
 Every C_j rises by at least 1 from symbol to symbol and the weights sum to 2^8, so the mixture is a
 valid cumulative table of 2^16 as well: no rounding step could differ between two machines. Encoder
-and decoder run the same loop.
+and decoder run the same loop. `context_learning` makes the tables.
 
 The coder is that of `rans` with one lane in its lean form: the state starts at 1, and
 
@@ -22,7 +22,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import hashlib
-from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -32,16 +31,12 @@ from jaxcomp.ops import native
 
 PRECISION = 16
 WEIGHT_BITS = 8
-_TOTAL = 1 << PRECISION
+TOTAL = 1 << PRECISION
 _SIGNATURE = (
     "Tuple((i8, i8))(b1, i8, u2[::1], i4[:, ::1], i4[:, ::1], i4[:, ::1], i4[:, ::1], i4[::1],"
     " i4[:, ::1], i4[:, ::1], i4[::1], i4[::1], i4[::1])"
 )
 _ENCODE = "Tuple((i8, i8))(i4[::1], i4[::1], u2[::1])"
-_SHRINKAGE = (0.25, 1.0, 4.0, 16.0, 64.0)  # strengths of the prior that are tried
-_EM_STEPS = 30
-_LEAST = 1 / 40  # smaller weights are dropped
-_MOST = 1 << 20  # symbols that the weights are fitted on
 
 
 class Contexts(NamedTuple):
@@ -97,7 +92,7 @@ class Mixture:
         """int32 [C, n + 1], with 0 and 2^16 at the ends."""
         zero = np.zeros((len(self.cdf), 1), np.int32)
         return np.ascontiguousarray(
-            np.concatenate([zero, self.cdf.astype(np.int32), zero + _TOTAL], 1)
+            np.concatenate([zero, self.cdf.astype(np.int32), zero + TOTAL], 1)
         )
 
     @functools.cached_property
@@ -204,7 +199,7 @@ def split(payload: bytes) -> tuple[int, np.ndarray]:
         raise TruncatedStreamError("context coder: the payload is empty, the state is missing")
     size = len(payload) if len(payload) <= 4 else 4 - len(payload) % 2
     state = int.from_bytes(payload[:size], "little")
-    if (size > 1 and state >> 8 * (size - 1) == 0) or (len(payload) > 4 and state < _TOTAL):
+    if (size > 1 and state >> 8 * (size - 1) == 0) or (len(payload) > 4 and state < TOTAL):
         raise CorruptStreamError("context coder: the state has zero top bytes")
     return state, np.frombuffer(payload, "<u2", offset=size).astype(np.uint16)
 
@@ -290,103 +285,3 @@ def _encode_loop(start, width, words):
             x >>= 16
         x = ((x // f) << 16) + x % f + start[t]
     return x, position
-
-
-# --- learning -------------------------------------------------------------------------------------
-
-
-def fit(
-    streams: Iterable[tuple[np.ndarray, Contexts]], symbols: int, most: int = _MOST
-) -> Mixture:  # fmt: skip
-    """Learns tables and weights.
-
-    A row is (counts + a p) / (sum + a), p being the distribution over all contexts and a chosen for
-    each expert; the weights maximise the likelihood (EM). Both are judged by leaving the symbol
-    itself out of its counts, or else the finest contexts would always win.
-
-    Args:
-      streams: (symbols, contexts) of training streams; all contexts have the same sizes.
-      symbols: n.
-      most: symbols that the weights are fitted on, evenly taken from all.
-
-    Raises:
-      ValueError: there is no stream.
-    """
-    rows, sets, values, sizes, weight_sets = _rows_of(streams)
-    offsets = np.cumsum(sizes) - sizes
-    counts = [_counts(r, values, size, symbols) for r, size in zip(rows, sizes, strict=True)]
-    prior = (counts[0].sum(0) + 1.0 / symbols) / (counts[0].sum() + 1.0)
-    step = max(1, len(values) // most)
-    some = slice(None, None, step)
-    tables, held_out = [], []
-    for row, count in zip(rows, counts, strict=True):
-        alone = [_left_out(count, prior, a, row[some], values[some]) for a in _SHRINKAGE]
-        best = int(np.argmax([np.log(p).sum() for p in alone]))
-        held_out.append(alone[best])
-        a = _SHRINKAGE[best]
-        tables.append((count + a * prior) / (count.sum(1, keepdims=True) + a))
-    weights = _weights(np.stack(held_out, 1), sets[some], weight_sets)
-    del offsets
-    cdf = np.concatenate([_integer_rows(table) for table in tables])
-    return Mixture(cdf, np.asarray(sizes, np.int32), weights)
-
-
-def _rows_of(
-    streams: Iterable[tuple[np.ndarray, Contexts]],
-) -> tuple[list[np.ndarray], np.ndarray, np.ndarray, Sequence[int], int]:
-    """Rows of each expert, weight sets and symbols of all streams, one after the other."""
-    rows, sets, values, last = [], [], [], None
-    for symbols, c in streams:
-        padded = np.append(np.asarray(symbols, np.int64), c.classes.shape[1] - 1)
-        at = np.where(c.neighbours < np.arange(len(symbols))[:, None], c.neighbours, len(symbols))
-        seen = padded[at]  # [T, M]
-        own = c.base.astype(np.int64)
-        for j in range(own.shape[1]):
-            own[:, j] += c.classes[j][seen] @ c.stride[j]
-        rows.append(own)
-        sets.append(c.sets)
-        values.append(padded[:-1])
-        last = c
-    if last is None:
-        raise ValueError("no stream is given to learn context tables from")
-    joined = np.concatenate(rows)
-    each = [joined[:, j] for j in range(joined.shape[1])]
-    return each, np.concatenate(sets), np.concatenate(values), last.sizes, last.weight_sets
-
-
-def _counts(rows: np.ndarray, values: np.ndarray, size: int, symbols: int) -> np.ndarray:
-    flat = np.bincount(rows * symbols + values, minlength=size * symbols)
-    return flat.reshape(size, symbols).astype(np.float64)
-
-
-def _left_out(
-    counts: np.ndarray, prior: np.ndarray, a: float, rows: np.ndarray, values: np.ndarray
-) -> np.ndarray:
-    """Probability of every symbol, itself not counted."""
-    own = np.maximum(counts[rows, values] - 1, 0)
-    return (own + a * prior[values]) / (np.maximum(counts.sum(1)[rows] - 1, 0) + a)
-
-
-def _weights(p: np.ndarray, sets: np.ndarray, number: int) -> np.ndarray:
-    """Integer weights [S, J] by expectation maximisation."""
-    weights = np.full((number, p.shape[1]), 1.0 / p.shape[1])
-    for _ in range(_EM_STEPS):
-        share = weights[sets] * p
-        share /= np.maximum(share.sum(1, keepdims=True), 1e-300)
-        for j in range(p.shape[1]):
-            weights[:, j] = np.bincount(sets, share[:, j], number) + 1e-3
-        weights /= weights.sum(1, keepdims=True)
-    # What hardly counts costs time in every symbol.
-    weights[(weights < _LEAST) & (weights < weights.max(1, keepdims=True))] = 0
-    weights /= weights.sum(1, keepdims=True)
-    whole = np.floor(weights * (1 << WEIGHT_BITS)).astype(np.int32)
-    whole[np.arange(number), weights.argmax(1)] += (1 << WEIGHT_BITS) - whole.sum(1)
-    return whole
-
-
-def _integer_rows(p: np.ndarray) -> np.ndarray:
-    """Probabilities [C, n] as uint16 [C, n - 1] inner cumulative frequencies of 2^16."""
-    symbols = p.shape[1]
-    f = 1 + np.floor(p / p.sum(1, keepdims=True) * (_TOTAL - symbols)).astype(np.int64)
-    f[np.arange(len(f)), f.argmax(1)] += _TOTAL - f.sum(1)
-    return np.cumsum(f, 1)[:, :-1].astype(np.uint16)

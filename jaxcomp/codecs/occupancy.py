@@ -15,7 +15,7 @@ from collections.abc import Iterable
 
 import numpy as np
 
-from jaxcomp.codecs import context_mixing
+from jaxcomp.codecs import context_learning, context_mixing
 from jaxcomp.codecs.context_mixing import Contexts, Mixture
 from jaxcomp.errors import ShapeError
 from jaxcomp.ops import native
@@ -64,7 +64,7 @@ def _places(shape: tuple[int, int]) -> tuple[np.ndarray, np.ndarray, np.ndarray]
 
 def fit(maps: Iterable[np.ndarray]) -> Mixture:
     """Tables from training maps, bool [rows, columns] each."""
-    return context_mixing.fit(((_flat(m), map_contexts(m.shape)) for m in maps), 2)
+    return context_learning.fit(((_flat(m), map_contexts(m.shape)) for m in maps), 2)
 
 
 def encode(occupied: np.ndarray, mixture: Mixture) -> bytes:

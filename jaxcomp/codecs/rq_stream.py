@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcomp.codecs import bitstream, context_mixing, occupancy
+from jaxcomp.codecs import bitstream, context_learning, context_mixing, occupancy
 from jaxcomp.codecs.bitstream import Stream
 from jaxcomp.codecs.context_mixing import Contexts, Mixture
 from jaxcomp.codecs.limits import MAX_VALUES
@@ -427,7 +427,7 @@ def fit_indices(frames: Sequence[Frame], classes: np.ndarray) -> dict[tuple[int,
             (frame.indices[k], index_contexts(near, frame.indices[:k], classes, k, n))
             for frame, near in zip(frames, around, strict=True)
         )
-        tables[k, n] = context_mixing.fit(streams, n)
+        tables[k, n] = context_learning.fit(streams, n, refined=True)
     return tables
 
 
