@@ -193,7 +193,7 @@ def _write_weights(name: str, weights: str | None, path: Path) -> None:
     import flax.traverse_util
     import jax
 
-    from jaxcomp import checkpoint
+    from jaxcomp import weights_file
     from jaxcomp.interop.featherface_names import abstract_variables
     from jaxcomp.loaders_face import FACE_KIND, load_face_detector
     from jaxcomp.models.featherface import FaceDetector, face_config
@@ -212,7 +212,7 @@ def _write_weights(name: str, weights: str | None, path: Path) -> None:
             positive = key.endswith(("var", "scale", "_weights"))
             flat[key] = (1 + x if positive else x).astype(np.float32)
         tree = flax.traverse_util.unflatten_dict(flat, sep="/")
-    checkpoint.export_npz(path, tree, {"kind": FACE_KIND, "model": dataclasses.asdict(cfg)})
+    weights_file.export_npz(path, tree, {"kind": FACE_KIND, "model": dataclasses.asdict(cfg)})
 
 
 def _photos(folder: str | None, size: int) -> tuple[list[np.ndarray], list[np.ndarray]]:

@@ -1,38 +1,33 @@
-"""Saving and loading: Orbax checkpoints of a run, tree digests and single-file weights.
+"""Saving and loading the Orbax checkpoints of a run.
 
 A run's folder `checkpoints/` holds one numbered folder per saved step: the train state as arrays
 and, beside it, a JSON record (position in the data, counters, best step). Both are committed by one
 rename, so a killed process leaves either all or nothing of a step. The latest steps and the best
 one are kept.
 
-Weights that travel (a frozen detector, a final codec) are one `.npz` file: arrays by path, a JSON
-record, a digest that is checked when the file is read.
+Weights that travel are single files, see `weights_file`; `load_frozen` reads either.
 """
 
 from __future__ import annotations
 
 import contextlib
-import hashlib
-import io
 import json
 import logging
-import math
 import os
-import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import ml_dtypes
 import numpy as np
 import orbax.checkpoint as ocp
 
 from jaxcomp import processes
 from jaxcomp.errors import CheckpointError
+from jaxcomp.trees import check_same, leaves_by_path, tree_digest
 from jaxcomp.types import PyTree
-from jaxcomp.workdir import atomic_write, disk_errors
+from jaxcomp.weights_file import load_npz
+from jaxcomp.workdir import disk_errors
 
 _LOG = logging.getLogger("jaxcomp")
 _DISK_WORDS = {  # what storage layers say: what it means
@@ -42,64 +37,6 @@ _DISK_WORDS = {  # what storage layers say: what it means
     "read-only file system": "the file system is read-only; choose another --workdir",
     "permission denied": "permission is denied; choose another --workdir or change its mode",
 }
-
-
-def leaf_paths(tree: PyTree) -> list[str]:
-    """The path of each leaf, as in `params/conv0/kernel`, in the order of `jax.tree.leaves`."""
-    flat, _ = jax.tree_util.tree_flatten_with_path(tree)
-    return [jax.tree_util.keystr(path, simple=True, separator="/") for path, _ in flat]
-
-
-MAX_NPZ_BYTES = 4 << 30  # of the arrays of a weights file
-
-
-def leaves_by_path(tree: PyTree) -> dict[str, Any]:
-    """The leaves of a tree by path, sorted by path."""
-    return dict(sorted(zip(leaf_paths(tree), jax.tree.leaves(tree), strict=True)))
-
-
-def tree_digest(tree: PyTree) -> str:
-    """SHA-256 (hex) over the sorted leaf paths, shapes, dtypes and little-endian bytes.
-
-    Equal for equal arrays wherever they live (numpy, any device) and whichever mapping type holds
-    them; different as soon as one bit differs.
-    """
-    sha = hashlib.sha256()
-    for path, leaf in leaves_by_path(tree).items():
-        array = np.asarray(leaf)
-        if array.dtype.byteorder == ">":
-            array = array.astype(array.dtype.newbyteorder("<"))
-        sha.update(json.dumps([path, list(array.shape), array.dtype.name]).encode())
-        sha.update(np.ascontiguousarray(array).tobytes())
-    return sha.hexdigest()
-
-
-def _differences(found: Mapping[str, Any], wanted: Mapping[str, Any]) -> list[str]:
-    """Names, shapes and dtypes in which two flat trees differ, in words."""
-    words = [f"{k} is missing" for k in wanted if k not in found]
-    words += [f"{k} is unknown here" for k in found if k not in wanted]
-    for key in found.keys() & wanted.keys():
-        old, new = ((tuple(x.shape), np.dtype(x.dtype).name) for x in (found[key], wanted[key]))
-        if old != new:
-            words.append(f"{key} is {old[1]}{list(old[0])}, the model needs {new[1]}{list(new[0])}")
-    return sorted(words)
-
-
-def check_same(found: Mapping[str, Any], wanted: Mapping[str, Any], path: str | Path) -> None:
-    """Raises `CheckpointError` naming the first differences of two trees given as leaves by path.
-
-    Args:
-      found: what the file holds.
-      wanted: what the model needs.
-      path: the file, for the message.
-    """
-    words = _differences(found, wanted)
-    if words:
-        more = f" and {len(words) - 3} more" if len(words) > 3 else ""
-        raise CheckpointError(
-            f"{str(path)!r} is of another model: {'; '.join(words[:3])}{more}. "
-            "Give the config it was made with, or another path."
-        )
 
 
 class _KeepLatestAndBest:
@@ -334,103 +271,6 @@ def _read_step(folder: Path) -> tuple[dict[str, Any], dict[str, Any]]:
         numpy = jax.tree.map(lambda _: ocp.RestoreArgs(restore_type=np.ndarray), found)
         state = reader.restore(folder / "state", ocp.args.PyTreeRestore(restore_args=numpy))
     return state, record
-
-
-def _unflatten(leaves: Mapping[str, Any]) -> dict[str, Any]:
-    """Leaves by path as nested dictionaries."""
-    tree: dict[str, Any] = {}
-    for path, leaf in leaves.items():
-        *parents, name = path.split("/")
-        node = tree
-        for parent in parents:
-            node = node.setdefault(parent, {})
-        node[name] = leaf
-    return tree
-
-
-def export_npz(path: str | os.PathLike[str], tree: PyTree, meta: Mapping[str, Any]) -> str:
-    """Writes a tree and a record as one portable file, atomically and without pickle.
-
-    Args:
-      path: the file, by convention `.npz`.
-      tree: nested dictionaries of arrays; names without "/".
-      meta: JSON-serialisable; the digest is added as `meta["digest"]`.
-
-    Returns:
-      The digest of the tree (`tree_digest`).
-
-    Raises:
-      CheckpointError: the place cannot be written.
-    """
-    leaves = {k: np.asarray(v) for k, v in leaves_by_path(tree).items()}
-    for name in leaves:
-        if name == "__meta__":
-            raise CheckpointError(f"{str(path)!r}: '__meta__' is reserved; rename the leaf.")
-    digest = tree_digest(tree)
-    # numpy's format has no name for bfloat16: store the bits and say so in the record.
-    halves = [k for k, v in leaves.items() if v.dtype == ml_dtypes.bfloat16]
-    arrays = {k: v.view(np.uint16) if k in halves else v for k, v in leaves.items()}
-    record = json.dumps({"meta": {**meta, "digest": digest}, "bfloat16": halves})
-    arrays["__meta__"] = np.frombuffer(record.encode(), np.uint8)
-    buffer = io.BytesIO()
-    np.savez_compressed(buffer, **arrays)  # type: ignore[arg-type]
-    atomic_write(path, buffer.getvalue())
-    return digest
-
-
-def _check_members(path: str | os.PathLike[str]) -> None:
-    """Raises `ValueError` for a file whose arrays would not fit it, before any is allocated."""
-    with open(path, "rb") as blob, zipfile.ZipFile(blob) as archive:
-        total = sum(info.file_size for info in archive.infolist())
-        if total > MAX_NPZ_BYTES:
-            raise ValueError(f"{total} bytes of arrays")
-        for info in archive.infolist():
-            with archive.open(info) as member:
-                version = np.lib.format.read_magic(member)
-                read = (
-                    np.lib.format.read_array_header_1_0
-                    if version == (1, 0)
-                    else np.lib.format.read_array_header_2_0
-                )
-                shape, _, dtype = read(member)
-                if math.prod(shape) * dtype.itemsize > info.file_size:
-                    raise ValueError(f"{info.filename} announces more than it holds")
-
-
-def load_npz(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Reads a file of `export_npz` and checks its digest.
-
-    Args:
-      path: the file.
-
-    Returns:
-      (nested dictionaries of numpy arrays, the record with its `digest`).
-
-    Raises:
-      CheckpointError: the file is missing, truncated, damaged or not of this kind.
-    """
-    if not Path(path).is_file():
-        raise CheckpointError(f"{str(path)!r} does not exist; give the path of an .npz of weights.")
-    try:
-        _check_members(path)
-        with open(path, "rb") as blob, np.load(blob, allow_pickle=False) as file:
-            arrays = {name: file[name] for name in file.files}
-        record = json.loads(arrays.pop("__meta__").tobytes())
-        meta = record["meta"]
-        for name in record["bfloat16"]:
-            arrays[name] = arrays[name].view(ml_dtypes.bfloat16)
-    except (
-        OSError, ValueError, KeyError, EOFError, AttributeError, TypeError,
-        zipfile.BadZipFile, zlib.error, NotImplementedError, MemoryError,
-    ) as error:  # fmt: skip
-        raise CheckpointError(
-            f"{str(path)!r} is truncated or is not a file of weights ({type(error).__name__}); "
-            "copy or export it again."
-        ) from error
-    tree = _unflatten(arrays)
-    if tree_digest(tree) != meta.get("digest"):
-        raise CheckpointError(f"{str(path)!r} is damaged: its digest differs; copy it again.")
-    return tree, meta
 
 
 def load_frozen(path: str | os.PathLike[str]) -> tuple[dict[str, Any], dict[str, Any], str]:

@@ -10,7 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from jaxcomp import checkpoint, complexity
+from jaxcomp import complexity, trees, weights_file
 from jaxcomp.errors import CheckpointError, ConfigError, DataError
 from jaxcomp.jobs.stream_report import describe_stream
 from jaxcomp.models.faster_rcnn import SIZE_MULTIPLE, FasterRCNN
@@ -145,7 +145,7 @@ def describe_file(path: Path) -> dict[str, Any]:
             raise errors[0]
         return description
     if path.suffix == ".npz":
-        tree, meta = checkpoint.load_npz(path)
-        leaves = checkpoint.leaves_by_path(tree)
+        tree, meta = weights_file.load_npz(path)
+        leaves = trees.leaves_by_path(tree)
         return meta | {"leaves": {k: list(v.shape) for k, v in leaves.items()}}
     raise DataError(f"{str(path)!r} is neither a run directory nor a .npz nor a .jxc file")

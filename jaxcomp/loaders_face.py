@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp import checkpoint
+from jaxcomp import trees, weights_file
 from jaxcomp.data.images import check_image, read_image
 from jaxcomp.errors import CheckpointError, ConfigError, DataError, ShapeError
 from jaxcomp.evaluate.widerface_protocols import InputProtocol, detect_image, merge
@@ -51,7 +51,7 @@ def load_face_detector(path: str | os.PathLike[str], *, bucket: int = 1) -> Load
         variables, cfg = load_face_weights(path)
         meta: dict[str, Any] = {"kind": FACE_KIND, "model": dataclasses.asdict(cfg)}
         return LoadedFaceDetector(FaceDetector(cfg), _to_jax(variables), meta, bucket)
-    tree, meta = checkpoint.load_npz(path)
+    tree, meta = weights_file.load_npz(path)
     if meta.get("kind") != FACE_KIND:
         raise CheckpointError(
             f"{str(path)!r} holds {meta.get('kind')!r}, a face detector is needed"
@@ -61,9 +61,9 @@ def load_face_detector(path: str | os.PathLike[str], *, bucket: int = 1) -> Load
     except (KeyError, TypeError, ConfigError) as error:
         raise CheckpointError(f"{str(path)!r} is not a complete face detector ({error})") from error
     wanted = abstract_variables(model)
-    found = checkpoint.leaves_by_path(_to_jax(tree))
+    found = trees.leaves_by_path(_to_jax(tree))
     nested = flax.traverse_util.unflatten_dict(wanted, sep="/")
-    checkpoint.check_same(found, checkpoint.leaves_by_path(nested), path)
+    trees.check_same(found, trees.leaves_by_path(nested), path)
     return LoadedFaceDetector(model, _to_jax(tree), meta, bucket)
 
 
@@ -99,7 +99,7 @@ class LoadedFaceDetector:
         self.variables = variables
         self.meta = dict(meta)
         self.bucket = bucket
-        self.digest = str(meta.get("digest") or checkpoint.tree_digest(variables))
+        self.digest = str(meta.get("digest") or trees.tree_digest(variables))
         self._head = jax.jit(functools.partial(model.apply, method="head"))
 
         def tail(model: FaceDetector, features: Any, size: tuple[int, int]) -> dict[str, Any]:

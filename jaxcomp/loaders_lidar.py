@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp import checkpoint
+from jaxcomp import trees, weights_file
 from jaxcomp.data.lidar_files import read_sweep
 from jaxcomp.errors import CheckpointError, ShapeError
 from jaxcomp.interop.pointpillars_weights import abstract_variables, load_pointpillars
@@ -56,7 +56,7 @@ def _read(path: Path) -> LidarDetector:
         cfg = PointPillarsConfig()
         meta = {"kind": KIND, "classes": cfg.classes, "data": "kitti", "source": path.name}
         return LidarDetector(PointPillars(cfg), load_pointpillars(path, cfg), meta)
-    tree, meta = checkpoint.load_npz(path)
+    tree, meta = weights_file.load_npz(path)
     if meta.get("kind") != KIND:
         raise CheckpointError(
             f"{str(path)!r} holds {meta.get('kind') or 'something else'!r}, a lidar detector is "
@@ -68,7 +68,7 @@ def _read(path: Path) -> LidarDetector:
     except (KeyError, TypeError, ValueError, IndexError) as error:
         raise CheckpointError(f"{str(path)!r} is not a complete detector ({error!r})") from error
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), tree)
-    checkpoint.check_same(checkpoint.leaves_by_path(variables), wanted, path)
+    trees.check_same(trees.leaves_by_path(variables), wanted, path)
     return LidarDetector(PointPillars(cfg), variables, meta)
 
 
@@ -91,7 +91,7 @@ class LidarDetector:
         self.model, self.cfg, self.variables = model, model.cfg, variables
         self.meta = dict(meta)
         self.classes = tuple(model.cfg.classes)
-        self.digest = str(meta.get("digest") or checkpoint.tree_digest(variables))
+        self.digest = str(meta.get("digest") or trees.tree_digest(variables))
         self.voxelise = Voxeliser(model.cfg)
         options = inference_options()
         jit = functools.partial(jax.jit, compiler_options=options)

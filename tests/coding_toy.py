@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from jaxcomp import checkpoint, codecs, loaders
+from jaxcomp import codecs, loaders, weights_file
 from jaxcomp.cli import main as cli
 from jaxcomp.codecs.factorised import FactorisedCodec, refresh_quantiles
 
@@ -28,7 +28,7 @@ def make_codec(path, level, seed):
     tables = np.frombuffer(codecs.build_tables(codec, variables).to_bytes(), np.uint8)
     meta = {"kind": "codec", "level": level, "model": MODEL}
     meta["detector_digest"] = loaders.load_detector().digest
-    checkpoint.export_npz(path, {**variables, "tables": tables}, meta)
+    weights_file.export_npz(path, {**variables, "tables": tables}, meta)
 
 
 @pytest.fixture(scope="module")

@@ -5,8 +5,8 @@ import functools
 import jax
 import numpy as np
 
-from jaxcomp import checkpoint, loaders
 from jaxcomp import config as config_lib
+from jaxcomp import loaders, weights_file
 from jaxcomp.codecs.factorised import FactorisedCodec, refresh_quantiles, with_statistics
 from jaxcomp.codecs.tables import build_tables
 from jaxcomp.models.fpn import LEVELS
@@ -45,7 +45,7 @@ def save_run(folder, kind, rate_weight, seed, level=None, **training):
     place = {"level": level} if kind == "level" else {"treatment": kind, "levels": LEVELS}
     tree = loaders.codec_tree(variables, tables)
     meta = {"kind": "codec", **place, **record}
-    checkpoint.export_npz(folder / loaders.CODEC_FILE, tree, meta)
+    weights_file.export_npz(folder / loaders.CODEC_FILE, tree, meta)
 
 
 @functools.cache

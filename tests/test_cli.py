@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from jaxcomp import checkpoint
+from jaxcomp import weights_file
 from jaxcomp.cli import main as cli
 from jaxcomp.codecs import bitstream
 from jaxcomp.errors import CheckpointError
@@ -56,7 +56,7 @@ def test_table_for_people(capsys):
 def test_files_are_described(tmp_path, capsys):
     stream = bitstream.Stream("p4", (8, 26), 2, 1, b"12345")
     (tmp_path / "a.jxc").write_bytes(bitstream.write("factorised", 7, [stream], {"k": 1}))
-    checkpoint.export_npz(tmp_path / "a.npz", {"w": np.zeros((2, 3))}, {"kind": "test"})
+    weights_file.export_npz(tmp_path / "a.npz", {"w": np.zeros((2, 3))}, {"kind": "test"})
     assert cli(["inspect", str(tmp_path / "a.jxc")]) == 0
     got = json.loads(capsys.readouterr().out)
     assert got["streams"][0]["shape"] == [8, 26] and got["meta"] == {"k": 1}

@@ -11,7 +11,7 @@ import pytest
 from coding_toy import flip, run, two_levels
 
 import jaxcomp
-from jaxcomp import checkpoint, codecs
+from jaxcomp import codecs, weights_file
 from jaxcomp.codecs import bitstream
 from jaxcomp.commands import coding
 
@@ -29,7 +29,7 @@ def test_inspect_tells_shapes_bits_and_whether_the_codec_fits(features, weights,
     got = json.loads(out)
     stream = got["streams"][0]
     assert (status, err) == (0, "") and got["codec"]["matches"] is True and got["version"] == 1
-    assert got["codec"]["digest"] == checkpoint.load_npz(codec)[1]["digest"]
+    assert got["codec"]["digest"] == weights_file.load_npz(codec)[1]["digest"]
     assert stream["shape"] == [6, 10, 64] and stream["bits"] == 8 * stream["bytes"]
     assert stream["bits_per_value"] == pytest.approx(8 * stream["bytes"] / features.size)
     assert got["bytes"] == got["header_bytes"] + stream["bytes"] == Path("p4.jxc").stat().st_size

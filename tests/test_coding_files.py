@@ -11,7 +11,7 @@ import pytest
 from coding_toy import flip, make_codec, older, run, times, two_levels
 
 import jaxcomp
-from jaxcomp import checkpoint, codecs, errors, loaders
+from jaxcomp import codecs, errors, loaders, weights_file
 from jaxcomp.cli import main as cli
 from jaxcomp.codecs import bitstream
 from jaxcomp.jobs import feature_files, file_runs, file_sets
@@ -173,9 +173,9 @@ def test_back_to_features_with_the_record_and_again(features, weights, capsys):
         assert "1 file," in run(capsys, *argv)[1]
         assert Path("f/x.npz").read_bytes() == whole
     make_codec("twin.npz", 2, 2)
-    tree, meta = checkpoint.load_npz("twin.npz")
+    tree, meta = weights_file.load_npz("twin.npz")
     tree["stats"]["scale"] = tree["stats"]["scale"] * 2  # the same tables, another network
-    checkpoint.export_npz("twin.npz", tree, meta)
+    weights_file.export_npz("twin.npz", tree, meta)
     argv[3] = "twin.npz"
     assert "up to date" not in run(capsys, *argv)[1]
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import jaxcomp
-from jaxcomp import checkpoint, cli
+from jaxcomp import cli, weights_file
 from jaxcomp import main as main_module
 from jaxcomp.config import load_config
 from jaxcomp.data import make_splits, photos
@@ -44,7 +44,7 @@ def drawn(cfg):
 @pytest.fixture(scope="module")
 def weights(tmp_path_factory):
     path = tmp_path_factory.mktemp("detector") / FACE_FILE
-    checkpoint.export_npz(path, drawn(SMALL), {"kind": FACE_KIND, "model": vars(SMALL)})
+    weights_file.export_npz(path, drawn(SMALL), {"kind": FACE_KIND, "model": vars(SMALL)})
     return path
 
 

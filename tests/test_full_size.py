@@ -73,13 +73,13 @@ def test_a_real_frame_goes_through_at_full_size(shared):
 WEIGHTS = """
 import dataclasses, functools, sys
 import jax, jax.numpy as jnp, numpy as np
-from jaxcomp import checkpoint
+from jaxcomp import weights_file
 from jaxcomp.models.faster_rcnn import DetectorConfig, FasterRCNN
 
 model = FasterRCNN(DetectorConfig())
 variables = jax.jit(functools.partial(model.init, train=True))(
     jax.random.key(0), jnp.zeros((1, 64, 64, 3), jnp.uint8), jnp.full((1, 2), 64.0))
-checkpoint.export_npz(sys.argv[1], jax.tree.map(np.asarray, variables), {
+weights_file.export_npz(sys.argv[1], jax.tree.map(np.asarray, variables), {
     "kind": "detector", "model": dataclasses.asdict(model.cfg), "classes": ["Car", "Pedestrian"],
     "height": 416, "width": 1344, "resize": "shortest", "min_side": 800, "max_side": 1333})
 """

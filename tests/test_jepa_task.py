@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcomp import checkpoint, optim
 from jaxcomp import config as config_lib
+from jaxcomp import optim, trees
 from jaxcomp.data.pictures import picture_splits
 from jaxcomp.jobs import jepa as job
 from jaxcomp.loaders.hjepa import load_hjepa
@@ -143,8 +143,8 @@ def test_a_run_ends_with_weights_probes_and_masks(tmp_path):
     model = load_hjepa(tmp_path)
     assert model.cfg == hjepa_config(cfg)
     assert len(result.history) == 2
-    ours = checkpoint.leaves_by_path(model.variables["params"])
-    for name, leaf in checkpoint.leaves_by_path(result.state.params).items():
+    ours = trees.leaves_by_path(model.variables["params"])
+    for name, leaf in trees.leaves_by_path(result.state.params).items():
         np.testing.assert_allclose(ours[name], leaf, atol=2e-3, rtol=2e-3)
     image = np.zeros((1, 16, 16, 3), np.uint8)
     assert model.extract_features(image, 2).shape == (1, 1, 16)  # 4 x 4 patches, pooled by 4

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from jaxcomp import checkpoint
+from jaxcomp import weights_file
 from jaxcomp.config import base_config
 from jaxcomp.errors import ConfigError, NonFiniteError
 from jaxcomp.jobs import JOBS, build_job, check_job
@@ -55,13 +55,13 @@ def test_exported_weights_come_back_in_their_dtype_with_their_record(tmp_path):
     path = tmp_path / "weights.npz"
     parts = ("params",)
     export_weights(path, VARIABLES, base_config(), {"kind": "toy"}, {"a": 1}, collections=parts)
-    tree, meta = checkpoint.load_npz(path)
+    tree, meta = weights_file.load_npz(path)
     assert tree["params"]["layer"]["kernel"].dtype == np.float16
     assert tree["batch_stats"]["layer"]["var"].dtype == np.float32
     assert meta["kind"] == "toy" and meta["metrics"] == {"a": 1}
     assert meta["config"]["seed"] == base_config().seed
     export_weights(path, VARIABLES, base_config(), {}, {}, dtype=np.float32)
-    tree, _ = checkpoint.load_npz(path)
+    tree, _ = weights_file.load_npz(path)
     np.testing.assert_array_equal(
         tree["params"]["layer"]["kernel"], VARIABLES["params"]["layer"]["kernel"]
     )

@@ -236,9 +236,9 @@ def test_a_codec_of_another_detector_is_refused(finished):
 
 
 def test_a_damaged_codec_file_is_refused(finished, tmp_path):
-    from jaxcomp import checkpoint
+    from jaxcomp import weights_file
 
-    tree, meta = checkpoint.load_npz(finished / "codec.npz")
+    tree, meta = weights_file.load_npz(finished / "codec.npz")
     for name, content, record in (
         ("no_tables", {k: v for k, v in tree.items() if k != "tables"}, meta),
         ("narrow", tree, meta | {"model": meta["model"] | {"in_channels": 8}}),
@@ -246,7 +246,7 @@ def test_a_damaged_codec_file_is_refused(finished, tmp_path):
         ("words", tree, meta | {"model": meta["model"] | {"stages": "2"}}),
         ("no_model", tree, {k: v for k, v in meta.items() if k != "model"}),
     ):
-        checkpoint.export_npz(tmp_path / f"{name}.npz", content, record)
+        weights_file.export_npz(tmp_path / f"{name}.npz", content, record)
         with pytest.raises(CheckpointError):
             jaxcomp.load_codec(tmp_path / f"{name}.npz")
     (tmp_path / "cut.npz").write_bytes((finished / "codec.npz").read_bytes()[:-100])

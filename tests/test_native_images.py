@@ -8,7 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from jaxcomp import checkpoint
+from jaxcomp import weights_file
 from jaxcomp.config import load_config
 from jaxcomp.errors import CheckpointError, ConfigError, ShapeError
 from jaxcomp.evaluate.detection import frames_from_batch, pixel_sizes
@@ -98,7 +98,7 @@ def weights(variables, tmp_path_factory):
         "kind": "detector", "model": model, "classes": ["Car", "Pedestrian"], "height": 64,
         "width": 128, "resize": "shortest", "min_side": 64, "max_side": 128,
     }  # fmt: skip
-    checkpoint.export_npz(path, jax.tree.map(np.asarray, variables), meta)
+    weights_file.export_npz(path, jax.tree.map(np.asarray, variables), meta)
     return path
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxcomp
-from jaxcomp import checkpoint
+from jaxcomp import weights_file
 from jaxcomp.data.lidar_records import LidarFrame, LidarRecords
 from jaxcomp.data.scenes_frame import SceneSettings, render_frame
 from jaxcomp.errors import CheckpointError, DataError, ShapeError
@@ -32,7 +32,7 @@ def path(tmp_path_factory):
     half = jax.tree.map(lambda x: np.asarray(x, np.float16), variables["params"])
     file = tmp_path_factory.mktemp("lidar") / "pointpillars.npz"
     meta = {"kind": KIND, "model": json.loads(json.dumps(toy.SIZES)), "classes": toy.CFG.classes}
-    checkpoint.export_npz(file, {**variables, "params": half}, meta)
+    weights_file.export_npz(file, {**variables, "params": half}, meta)
     return file
 
 
@@ -131,7 +131,7 @@ def test_what_is_no_sweep_is_refused(detector, tmp_path):
 
 
 def test_files_that_are_no_detector_are_refused(path, tmp_path):
-    tree, meta = checkpoint.load_npz(path)
+    tree, meta = weights_file.load_npz(path)
     cases = {
         "other kind": (tree, {**meta, "kind": "detector"}, "'detector'.*lidar detector is needed"),
         "no model": (tree, {k: v for k, v in meta.items() if k != "model"}, "not a complete"),
@@ -143,7 +143,7 @@ def test_files_that_are_no_detector_are_refused(path, tmp_path):
         "no stats": ({"params": tree["params"]}, meta, "missing"),
     }
     for name, (content, record, words) in cases.items():
-        checkpoint.export_npz(tmp_path / "x.npz", content, record)
+        weights_file.export_npz(tmp_path / "x.npz", content, record)
         with pytest.raises(CheckpointError, match=words):
             load_lidar_detector(tmp_path / "x.npz")
             pytest.fail(name)

@@ -11,7 +11,7 @@ import numpy as np
 import pyramid_toy as toy
 import pytest
 
-from jaxcomp import checkpoint, loaders
+from jaxcomp import loaders, weights_file
 from jaxcomp.codecs import bitstream, coding
 from jaxcomp.codecs.pyramid import JOINT, JOINT_SIZED, SIZES, join_levels, split_levels
 from jaxcomp.errors import (
@@ -245,12 +245,12 @@ def test_bad_features(kinds, kind):
 
 @pytest.mark.parametrize("kind", toy.KINDS)
 def test_damaged_codec_files_are_refused(kinds, kind, folder, tmp_path):
-    tree, meta = checkpoint.load_npz(folder / f"{kind}.npz")
+    tree, meta = weights_file.load_npz(folder / f"{kind}.npz")
     records = [meta | {"treatment": "new"}, meta | {"model": None, "parts": None}]
     if kind != "level":
         records += [meta | {"levels": levels} for levels in ([], ["p2", "p2"], ["p9"], ["p2"] * 5)]
     for i, record in enumerate(records):
-        checkpoint.export_npz(tmp_path / f"{i}.npz", tree, record)
+        weights_file.export_npz(tmp_path / f"{i}.npz", tree, record)
         with pytest.raises(CheckpointError):
             loaders.load_codec(tmp_path / f"{i}.npz")
 

@@ -17,8 +17,9 @@ import toy
 from test_processes import forget_the_end
 
 from jaxcomp import optim, train
-from jaxcomp.checkpoint import Checkpointer, tree_digest
+from jaxcomp.checkpoint import Checkpointer
 from jaxcomp.log import LOG
+from jaxcomp.trees import tree_digest
 
 FAST = "--xla_backend_optimization_level=0"  # to compile, which is most of it
 TESTS = Path(__file__).parent

@@ -9,7 +9,7 @@ import pytest
 from test_residual_vq_job import argv, evaluate
 from test_residual_vq_task import SCHEDULE, batch, make_task, run
 
-from jaxcomp import checkpoint, main
+from jaxcomp import main, weights_file
 from jaxcomp.codecs import rq_stream
 from jaxcomp.errors import DataError
 from jaxcomp.jobs import rq_codec, rq_files, rq_grid
@@ -139,7 +139,7 @@ def place(tmp_path_factory):
     (training / "velodyne_reduced" / "000005.bin").write_bytes(GOOD.tobytes()[:-5])
     variables = init_variables(PointPillars(toy.CFG), jax.random.key(0))
     meta = {"kind": KIND, "model": toy.SIZES, "classes": CLASSES}
-    checkpoint.export_npz(root / "detector.npz", variables, meta)
+    weights_file.export_npz(root / "detector.npz", variables, meta)
     return root
 
 

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import jaxcomp
-from jaxcomp import checkpoint, cli
+from jaxcomp import cli, weights_file
 from jaxcomp.codecs import bitstream, rq_stream
 from jaxcomp.errors import (
     CheckpointError,
@@ -53,7 +53,7 @@ def place(tmp_path_factory):
     outputs["classes_bias"] = 0 * outputs["classes_bias"]
     outputs["classes_kernel"] = 30 * outputs["classes_kernel"]
     meta = {"kind": KIND, "model": toy.SIZES, "classes": CLASSES}
-    checkpoint.export_npz(root / "detector.npz", variables, meta)
+    weights_file.export_npz(root / "detector.npz", variables, meta)
     detector = load_lidar_detector(root / "detector.npz")
     for seed, name in enumerate(("run", "other")):
         (root / name).mkdir()
@@ -197,7 +197,7 @@ def test_the_detector_is_found_again_from_anywhere(place, codec, tmp_path, monke
 def other_detector(file):
     """Writes a detector that no codebooks were made for."""
     variables = init_variables(PointPillars(toy.CFG), jax.random.key(7))
-    checkpoint.export_npz(file, variables, {"kind": KIND, "model": toy.SIZES, "classes": CLASSES})
+    weights_file.export_npz(file, variables, {"kind": KIND, "model": toy.SIZES, "classes": CLASSES})
 
 
 def test_the_detector_that_ships_is_known_by_its_digest(tmp_path):

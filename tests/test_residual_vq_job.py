@@ -9,7 +9,7 @@ import lidar_toy as toy
 import numpy as np
 import pytest
 
-from jaxcomp import checkpoint, main
+from jaxcomp import main, weights_file
 from jaxcomp.codecs import rq_stream
 from jaxcomp.config import load_config
 from jaxcomp.errors import CheckpointError, ConfigError
@@ -28,7 +28,7 @@ def place(tmp_path_factory):
     toy.kitti_folder(root / "kitti")
     variables = init_variables(PointPillars(toy.CFG), jax.random.key(0))
     meta = {"kind": KIND, "model": toy.SIZES, "classes": CLASSES}
-    checkpoint.export_npz(root / "detector.npz", variables, meta)
+    weights_file.export_npz(root / "detector.npz", variables, meta)
     return root
 
 
@@ -249,7 +249,7 @@ def test_patience_ends_stages_and_leaves_their_files(place, tmp_path):
 def test_codebooks_of_another_detector_are_refused(place, run, tmp_path, capsys):
     variables = init_variables(PointPillars(toy.CFG), jax.random.key(1))
     meta = {"kind": KIND, "model": toy.SIZES, "classes": CLASSES}
-    checkpoint.export_npz(tmp_path / "other.npz", variables, meta)
+    weights_file.export_npz(tmp_path / "other.npz", variables, meta)
     flags = (f"--rq_ckpt={run}", f"--config.detector.path={tmp_path / 'other.npz'}")
     assert evaluate(place, "", *flags) == 1
     error = capsys.readouterr().err

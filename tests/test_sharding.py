@@ -6,8 +6,9 @@ import pytest
 import toy
 
 from jaxcomp import sharding, train
-from jaxcomp.checkpoint import leaves_by_path, load_frozen, tree_digest
+from jaxcomp.checkpoint import load_frozen
 from jaxcomp.errors import ConfigError
+from jaxcomp.trees import leaves_by_path, tree_digest
 
 LARGE = toy.WideToy.HIDDEN
 

@@ -14,7 +14,7 @@ import lidar_toy
 import numpy as np
 import pytest
 
-from jaxcomp import checkpoint, main
+from jaxcomp import main, weights_file
 from jaxcomp.loaders_lidar import KIND
 from jaxcomp.models.pointpillars import PointPillars
 from jaxcomp.tasks.pointpillars import init_variables
@@ -59,7 +59,7 @@ def place(tmp_path_factory):
     lidar_toy.kitti_folder(root / "kitti")
     variables = init_variables(PointPillars(lidar_toy.CFG), jax.random.key(0))
     meta = {"kind": KIND, "model": lidar_toy.SIZES, "classes": ("Pedestrian", "Cyclist", "Car")}
-    checkpoint.export_npz(root / "detector.npz", variables, meta)
+    weights_file.export_npz(root / "detector.npz", variables, meta)
     return root
 
 

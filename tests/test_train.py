@@ -13,9 +13,9 @@ import pytest
 import toy
 
 from jaxcomp import optim, sharding, train
-from jaxcomp.checkpoint import tree_digest
 from jaxcomp.errors import CheckpointError, DataError, NonFiniteError
 from jaxcomp.feed import Feeder
+from jaxcomp.trees import tree_digest
 from jaxcomp.types import DataSplits, Task
 
 TESTS = Path(__file__).parent

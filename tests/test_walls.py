@@ -8,7 +8,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 BASE = {"types", "errors"}
 TRAINER = {"config", "workdir", "train", "step", "progress", "feed", "checkpoint", "optim", "log"}
-TRAINER |= {"sharding", "processes"}
+TRAINER |= {"sharding", "processes", "trees", "weights_file"}
 
 # room: rooms that it may import (besides itself, `types` and `errors`)
 ALLOWED = {

@@ -129,8 +129,8 @@ def config(**changes):
 
 def main(workdir: str, out: str, *overrides: str) -> None:
     """Trains the toy and writes its digest and history; run it again to resume."""
-    from jaxcomp.checkpoint import tree_digest
     from jaxcomp.train import fit
+    from jaxcomp.trees import tree_digest
 
     changes = dict(o.split("=") for o in overrides)
     result = fit(Toy(), config(**changes), splits(), workdir)

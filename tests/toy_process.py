@@ -53,8 +53,8 @@ def main(workdir, out, *words):
     try:
         if coordinator:
             processes.join(coordinator, count, index, timeout=60)
-        from jaxcomp.checkpoint import tree_digest
         from jaxcomp.train import fit
+        from jaxcomp.trees import tree_digest
 
         config = toy.config(**{k.replace(".", "__"): v for k, v in options.items()})
         data = splits(config.training.batch_size, pause, bad == index)

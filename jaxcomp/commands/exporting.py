@@ -69,7 +69,7 @@ def add(commands: Any) -> None:
 
 def _is_codec(weights: str) -> bool:
     """Whether this is a codec's file or the directory of one."""
-    from jaxcomp import checkpoint
+    from jaxcomp import weights_file
     from jaxcomp.errors import CheckpointError
     from jaxcomp.loaders import CODEC_FILE
 
@@ -78,7 +78,7 @@ def _is_codec(weights: str) -> bool:
     if path.suffix != ".npz" or not path.is_file():
         return False
     try:
-        return checkpoint.load_npz(path)[1].get("kind") == "codec"
+        return weights_file.load_npz(path)[1].get("kind") == "codec"
     except CheckpointError:
         return False  # the loader says what is wrong
 

@@ -11,7 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcomp import checkpoint, data
+from jaxcomp import data, trees
 from jaxcomp.errors import CheckpointError
 from jaxcomp.evaluate.detection import (
     coco_metrics,
@@ -183,7 +183,7 @@ def _evaluate(
     return {
         **metrics,
         "params": count,
-        "params_digest": checkpoint.tree_digest(result.state.params),
+        "params_digest": trees.tree_digest(result.state.params),
         "weights_bytes": path.stat().st_size,
     }
 

@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp import checkpoint
+from jaxcomp import trees, weights_file
 from jaxcomp.data.face_records import FaceRecords, face_records, splits_of
 from jaxcomp.errors import CheckpointError
 from jaxcomp.interop.featherface_weights import mobilenet_from_torch, with_body
@@ -108,18 +108,18 @@ def initial_variables(config: Any, cfg: FaceConfig) -> dict[str, Any] | None:
     path, body = config.model.pretrained, config.model.body
     if path:
         detector = load_face_detector(find_file(path, FACE_FILE))
-        wanted = checkpoint.leaves_by_path(
+        wanted = trees.leaves_by_path(
             jax.eval_shape(functools.partial(init_variables, FaceDetector(cfg)), jax.random.key(0))
         )
-        found = checkpoint.leaves_by_path(detector.variables)
-        checkpoint.check_same(found, wanted, path)
+        found = trees.leaves_by_path(detector.variables)
+        trees.check_same(found, wanted, path)
         LOG.info("Starting from %s.", path)
         return dict(detector.variables)
     if not body:
         return None
     file = find_file(body, BODY_FILE)
     if file.suffix == ".npz":
-        classifier, meta = checkpoint.load_npz(file)
+        classifier, meta = weights_file.load_npz(file)
         if meta.get("kind") != "mobilenet":
             raise CheckpointError(f"{body!r} holds {meta.get('kind')!r}, a MobileNet is needed")
     else:
@@ -222,7 +222,7 @@ def _evaluate(
         "variant": config.model.name,
         "teacher": config.distil.teacher,
         "params": sum(x.size for x in jax.tree.leaves(result.state.params)),
-        "params_digest": checkpoint.tree_digest(result.state.params),
+        "params_digest": trees.tree_digest(result.state.params),
         "weights_bytes": path.stat().st_size,
     }
 

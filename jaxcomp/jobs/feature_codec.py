@@ -13,7 +13,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp import checkpoint, data, documents
+from jaxcomp import data, documents, trees, weights_file
 from jaxcomp.codecs import bitstream, factorised
 from jaxcomp.codecs.tables import build_tables
 from jaxcomp.config import split_argv
@@ -206,7 +206,7 @@ def _export(
     tables = build_tables(codec, variables)
     record = codec_record(config, codec, detector)
     meta = {"kind": "codec", "level": config.level, **record}
-    checkpoint.export_npz(path, codec_tree(variables, tables), meta)
+    weights_file.export_npz(path, codec_tree(variables, tables), meta)
     return LevelCodec(codec, variables, tables, meta)
 
 
@@ -314,7 +314,7 @@ def _evaluate(
     write_summary(config, result, workdir, count)
     return {
         "params": count,
-        "params_digest": checkpoint.tree_digest(result.state.params),
+        "params_digest": trees.tree_digest(result.state.params),
         "detector_digest": detector.digest,
         "loss_convention": LOSS_CONVENTION,
         "feature_shape": [int(n) for n in arrays["shape"]],

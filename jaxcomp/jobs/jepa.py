@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp import checkpoint, complexity
+from jaxcomp import complexity, trees
 from jaxcomp.data.images import read_image
 from jaxcomp.data.pictures import Pictures, fitted, load_pictures, mask_sampler, picture_splits
 from jaxcomp.evaluate.mask_pictures import mask_picture
@@ -74,7 +74,7 @@ def initial_variables(path: str, cfg: HJEPAConfig) -> PyTree | None:
     if not path:
         return None
     variables = load_hjepa(path, cfg).variables
-    checkpoint.check_same(checkpoint.leaves_by_path(variables), abstract_variables(cfg), path)
+    trees.check_same(trees.leaves_by_path(variables), abstract_variables(cfg), path)
     LOG.info("Starting from %s.", path)
     return variables
 
@@ -201,7 +201,7 @@ def _evaluate(
         "collapse": {k: last[k] for k in ("target_std", "target_rankme") if k in last},
         "frames": len(sets["validation"]),
         "params": model.parameters()["trainable"],
-        "params_digest": checkpoint.tree_digest(model.variables["params"]),
+        "params_digest": trees.tree_digest(model.variables["params"]),
         "weights_bytes": path.stat().st_size,
     }
 

@@ -12,8 +12,8 @@ from typing import Any
 import jax
 import numpy as np
 
-from jaxcomp import checkpoint
 from jaxcomp import config as config_lib
+from jaxcomp import trees, weights_file
 from jaxcomp.errors import NonFiniteError
 from jaxcomp.train import FitResult, Stop
 from jaxcomp.types import DataSplits, PyTree, Task
@@ -82,11 +82,11 @@ def export_weights(
     names = variables if collections is None else collections
     with np.errstate(over="ignore"):
         cast = {k: jax.tree.map(lambda x: np.asarray(x, dtype), variables[k]) for k in names}
-    for name, leaf in checkpoint.leaves_by_path(cast).items():
+    for name, leaf in trees.leaves_by_path(cast).items():
         if not np.isfinite(leaf).all():
             raise NonFiniteError(f"weight {name!r} is not finite in {np.dtype(dtype).name}")
     whole = {"config": json.loads(config_lib.to_json(config)), "metrics": dict(metrics)}
-    checkpoint.export_npz(path, {**variables, **cast}, {**meta, **whole})
+    weights_file.export_npz(path, {**variables, **cast}, {**meta, **whole})
 
 
 def variables_of(params: PyTree, stats: PyTree) -> dict[str, PyTree]:

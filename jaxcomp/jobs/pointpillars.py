@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp import checkpoint, complexity
+from jaxcomp import complexity, trees
 from jaxcomp.data.lidar import lidar_splits
 from jaxcomp.data.lidar_augment import LidarAugmentation
 from jaxcomp.data.lidar_records import LidarRecords
@@ -119,9 +119,7 @@ def initial_variables(path: str, cfg: PointPillarsConfig) -> dict[str, Any] | No
     if not path:
         return None
     detector = load_lidar_detector(path)
-    checkpoint.check_same(
-        checkpoint.leaves_by_path(detector.variables), abstract_variables(cfg), path
-    )
+    trees.check_same(trees.leaves_by_path(detector.variables), abstract_variables(cfg), path)
     if detector.classes != cfg.classes:
         raise CheckpointError(
             f"config.model.pretrained={path!r} finds {detector.classes}, the config names "
@@ -171,7 +169,7 @@ def _evaluate(
         "voxelised": {name: one.counts() for name, one in voxelisers.items()}
         | {"evaluation": detector.voxelise.counts()},
         "params": sum(x.size for x in jax.tree.leaves(result.state.params)),
-        "params_digest": checkpoint.tree_digest(result.state.params),
+        "params_digest": trees.tree_digest(result.state.params),
         "weights_bytes": path.stat().st_size,
     }
 

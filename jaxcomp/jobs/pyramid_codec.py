@@ -15,7 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp import checkpoint, data, documents
+from jaxcomp import data, documents, trees
 from jaxcomp.codecs import bitstream, factorised
 from jaxcomp.codecs.tables import build_tables
 from jaxcomp.data.levels import cached_levels, level_draws
@@ -192,7 +192,7 @@ def _evaluate(
         "level": None,
         "treatment": treatment,
         "params": count,
-        "params_digest": checkpoint.tree_digest(result.state.params),
+        "params_digest": trees.tree_digest(result.state.params),
         "detector_digest": detector.digest,
         "loss_convention": LOSS_CONVENTION,
         **metrics,

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jaxcomp import checkpoint, complexity
+from jaxcomp import complexity, trees
 from jaxcomp.codecs.residual_vq import checked_point
 from jaxcomp.codecs.rq_stream import Point
 from jaxcomp.data.lidar_records import LidarRecords
@@ -196,7 +196,7 @@ def _evaluate(
         **{f"{k}_uncompressed": raw.get(k) for k in keys},
         "voxelised": {name: one.counts() for name, one in voxelisers.items()},
         "params": int(rows.size),
-        "params_digest": checkpoint.tree_digest({"rows": rows}),
+        "params_digest": trees.tree_digest({"rows": rows}),
         "detector_digest": original.digest,
         "weights_bytes": (workdir / RQ_FILE).stat().st_size,
     }

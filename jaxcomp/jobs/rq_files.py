@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcomp import checkpoint
+from jaxcomp import weights_file
 from jaxcomp.codecs.context_mixing import Mixture
 from jaxcomp.codecs.rq_stream import RqModel
 from jaxcomp.errors import CheckpointError, CorruptStreamError
@@ -27,7 +27,7 @@ def save_rows(path: Path, rows: np.ndarray, meta: Mapping[str, Any], encoder: An
     """Codebooks alone, float32 [K, N, C], and the head if it was trained."""
     tree = {"rows": np.asarray(rows, np.float32)}
     tree |= {} if encoder is None else {"encoder": encoder}
-    checkpoint.export_npz(path, tree, {"kind": KIND, **meta})
+    weights_file.export_npz(path, tree, {"kind": KIND, **meta})
 
 
 def save_model(
@@ -55,7 +55,7 @@ def save_model(
         "occupancy": _arrays(model.occupancy),
         "tables": {name: _arrays(m) for name, m in _by_name(model.tables).items()},
     }
-    checkpoint.export_npz(path, tree, {"kind": KIND, **meta, "model": f"{model.digest:016x}"})
+    weights_file.export_npz(path, tree, {"kind": KIND, **meta, "model": f"{model.digest:016x}"})
 
 
 def load_rq(
@@ -75,7 +75,7 @@ def load_rq(
       CheckpointError: it is missing, damaged, or holds something else.
     """
     file = find_file(path, RQ_FILE)
-    tree, meta = checkpoint.load_npz(file)
+    tree, meta = weights_file.load_npz(file)
     if meta.get("kind") != KIND or getattr(tree.get("rows"), "ndim", 0) != 3:
         raise CheckpointError(
             f"{str(file)!r} holds {meta.get('kind') or 'something else'!r}, codebooks are needed, "

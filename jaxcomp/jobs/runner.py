@@ -13,7 +13,7 @@ from typing import Any
 
 import jax
 
-from jaxcomp import checkpoint, log, processes, sharding, train
+from jaxcomp import checkpoint, log, processes, sharding, train, trees
 from jaxcomp import config as config_lib
 from jaxcomp import workdir as workdir_lib
 from jaxcomp.compile_cache import keep_compiled
@@ -204,7 +204,7 @@ def _check_frozen(job: Any, directory: workdir_lib.Workdir) -> None:
     """Raises unless the frozen weights are those of the training."""
     record = checkpoint.load_frozen(directory.path)[1]["record"]
     frozen = getattr(job.task, "frozen", None)
-    if frozen is not None and checkpoint.tree_digest(frozen) != record["frozen_digest"]:
+    if frozen is not None and trees.tree_digest(frozen) != record["frozen_digest"]:
         raise CheckpointError(
             f"{str(directory.path)!r} was trained with other frozen weights; give the same "
             "config.detector.path, and the same file there."

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcomp import checkpoint
+from jaxcomp import weights_file
 from jaxcomp.errors import CheckpointError, ConfigError, DataError
 from jaxcomp.interop.detector_weights import (
     CLASS_BIAS,
@@ -75,7 +75,7 @@ def import_detector(
     variables, report = detector_from_torch(
         weights, cfg, replace_head=replace_head, seed=seed, source=repr(str(path))
     )
-    checkpoint.export_npz(out, variables, _meta(Path(path), cfg, classes, seed, report))
+    weights_file.export_npz(out, variables, _meta(Path(path), cfg, classes, seed, report))
     return report
 
 
@@ -118,7 +118,7 @@ def import_face(
         "metrics": {},
         "source": {**_file_of(Path(path)), **report},
     }
-    checkpoint.export_npz(out, variables, meta)
+    weights_file.export_npz(out, variables, meta)
     return report
 
 
@@ -138,7 +138,7 @@ def import_mobilenet(path: str | os.PathLike[str], out: str | os.PathLike[str]) 
     report = {"variant": BODY_KIND, "parameters": _count(variables["params"])}
     report["tensors"] = len(weights)
     meta = {"kind": BODY_KIND, "data": "imported", "source": {**_file_of(Path(path)), **report}}
-    checkpoint.export_npz(out, variables, meta)
+    weights_file.export_npz(out, variables, meta)
     return report
 
 
@@ -187,7 +187,7 @@ def export_detector(path: str | os.PathLike[str], out: str | os.PathLike[str]) -
     if writer is None:
         raise DataError(f"{str(out)!r} must end in one of {', '.join(WRITERS)}")
     if zipfile.is_zipfile(path):
-        tree, meta = checkpoint.load_npz(path)
+        tree, meta = weights_file.load_npz(path)
         if meta.get("kind") in (FACE_KIND, BODY_KIND):
             body = meta["kind"] == BODY_KIND
             state = mobilenet_to_torch(tree) if body else _face_state(path, tree, meta)

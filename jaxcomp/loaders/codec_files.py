@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp import checkpoint
+from jaxcomp import trees, weights_file
 from jaxcomp.codecs.coding import Model
 from jaxcomp.codecs.factorised import FactorisedCodec
 from jaxcomp.codecs.pyramid import JOINT, PyramidCoder, shared_models
@@ -72,9 +72,7 @@ def _read_model(
             stats[name] = jax.ShapeDtypeStruct((levels, *stats[name].shape), jnp.float32)
         wanted = {**wanted, "stats": stats}
     variables = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), arrays)
-    checkpoint.check_same(
-        checkpoint.leaves_by_path(variables), checkpoint.leaves_by_path(wanted), path
-    )
+    trees.check_same(trees.leaves_by_path(variables), trees.leaves_by_path(wanted), path)
     return codec, variables, tables
 
 
@@ -91,7 +89,7 @@ def save_codec(
     Returns:
       The codec that the file holds.
     """
-    checkpoint.export_npz(Path(path), dict(tree), {"kind": "codec", **meta})
+    weights_file.export_npz(Path(path), dict(tree), {"kind": "codec", **meta})
     return load_codec(path)
 
 

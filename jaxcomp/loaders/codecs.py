@@ -9,7 +9,7 @@ from typing import Any, Unpack
 import jax
 import numpy as np
 
-from jaxcomp import checkpoint
+from jaxcomp import trees
 from jaxcomp.codecs.coding import Limits, Model
 from jaxcomp.codecs.factorised import FactorisedCodec
 from jaxcomp.codecs.pyramid import PyramidCoder
@@ -145,4 +145,4 @@ class LevelCodec(PyramidCodec):
         It is the one that `codec.npz` stores.
         """
         tree = codec_tree(self.variables, self._model.tables)
-        return str(self.meta.get("digest") or checkpoint.tree_digest(tree))
+        return str(self.meta.get("digest") or trees.tree_digest(tree))

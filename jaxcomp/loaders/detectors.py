@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp import checkpoint
+from jaxcomp import trees
 from jaxcomp.data.images import check_image, fit_image, read_image
 from jaxcomp.data.resize import canvas_size, shortest_size
 from jaxcomp.errors import CheckpointError, ShapeError
@@ -74,9 +74,7 @@ def _read_detector(path: Path, bucket: int) -> Detector:
             jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.uint8),
             jax.ShapeDtypeStruct((1, 2), jnp.float32),
         )
-    checkpoint.check_same(
-        checkpoint.leaves_by_path(variables), checkpoint.leaves_by_path(wanted), path
-    )
+    trees.check_same(trees.leaves_by_path(variables), trees.leaves_by_path(wanted), path)
     return Detector(model, variables, meta, bucket)
 
 
@@ -108,7 +106,7 @@ class Detector:
         self.bucket = bucket
         self.classes = tuple(meta["classes"])
         self.channels = model.cfg.fpn_features
-        self.digest = str(meta.get("digest") or checkpoint.tree_digest(variables))
+        self.digest = str(meta.get("digest") or trees.tree_digest(variables))
         # Three programs, so that another size of photo does not compile the network again.
         self._input = jax.jit(network_input)
         options = inference_options()

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jaxcomp import checkpoint
+from jaxcomp import weights_file
 from jaxcomp.errors import BitstreamError, CheckpointError
 
 DETECTOR_FILE, CODEC_FILE = "detector.npz", "codec.npz"
@@ -42,7 +42,7 @@ def read_kind(path: Path, kind: str) -> tuple[Any, dict[str, Any]]:
     Raises:
       CheckpointError: it is missing, truncated or holds something else.
     """
-    tree, meta = checkpoint.load_npz(path)
+    tree, meta = weights_file.load_npz(path)
     if meta.get("kind") != kind:
         raise CheckpointError(
             f"{str(path)!r} holds {meta.get('kind') or 'something else'!r}, a {kind} is needed"

@@ -29,7 +29,7 @@ import numpy as np
 import optax
 
 from jaxcomp import log, optim, processes, sharding
-from jaxcomp.checkpoint import Checkpointer, leaf_paths, tree_digest
+from jaxcomp.checkpoint import Checkpointer
 from jaxcomp.errors import CheckpointError, DataError, NonFiniteError
 from jaxcomp.feed import Feeder
 from jaxcomp.progress import EpochSummary, FitResult, Interrupted, Progress
@@ -39,6 +39,7 @@ from jaxcomp.train.in_flight import InFlight
 from jaxcomp.train.signals import Signals
 from jaxcomp.train.times import Times
 from jaxcomp.train.validation import Validator, evaluate_loss
+from jaxcomp.trees import leaf_paths, tree_digest
 from jaxcomp.types import DataSplits, PyTree, Task, TrainState
 
 __all__ = [
