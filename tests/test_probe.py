@@ -20,6 +20,9 @@ def test_separated_clusters_are_told_apart_and_noise_is_not():
     found = probe.probe_features(train, test)
     assert found["knn"] > 0.95 and found["linear"] > 0.95
     assert found["low_shot"]["0.1"] > 0.8
+    flat = probe.flat_scores({"level0": found})
+    assert flat["level0_low_shot_0.1"] == found["low_shot"]["0.1"] and flat["level0_knn"] > 0.95
+    assert probe.headline_scores(train, test) == {k: found[k] for k in ("knn", "linear")}
     assert set(found["knn_sweep"]) == {"cosine", "original"}
     assert list(found["knn_sweep"]["cosine"]) == ["1", "5", "10", "20", "50", "100"]
     rng = np.random.default_rng(0)

@@ -9,7 +9,9 @@ from jaxcomp.report import page, tables
 
 def summary():
     probes = {"trained": {"level0_mean": {}, "level0_max": {}, "encoder_mean": {}}}
-    probes["pixels"] = {"knn": 0.1, "linear": 0.125}
+    probes["trained"]["encoder_mean"] = {"low_shot": {"0.01": 0.22, "0.1": 0.33}}
+    probes["initial"] = {"encoder_mean": {"low_shot": {"0.01": 0.16, "0.1": 0.18}}}
+    probes["pixels"] = {"knn": 0.1, "linear": 0.125, "low_shot": {"0.01": 0.14}}
     return {
         "task": "jepa", "profile": "embedded", "probes": probes, "frames": 40,
         "level0_mean_knn": 0.31, "initial_level0_mean_knn": 0.19, "level0_mean_linear": 0.5,
@@ -22,6 +24,12 @@ def summary():
 def test_the_list_has_probes_and_no_detections():
     text = tables.text_table(summary())
     assert "level 0, k-NN" in text and "0.310  untrained 0.190, raw pixels 0.100" in text
+    assert (
+        "encoder, 1 % of the labels" in text and "0.220  linear probe; untrained 0.160, raw" in text
+    )
+    assert (
+        "encoder, 10 % of the labels" in text and "0.330  linear probe; untrained 0.180\n" in text
+    )
     assert "mAP" not in text and "rate weight" not in text and "1,234 bytes" in text
     assert "0.610  untrained -" in text.replace("–", "-")  # noqa: RUF001
 

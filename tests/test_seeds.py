@@ -46,6 +46,13 @@ def test_every_variant_runs_with_every_seed(config):
     assert len({r.config.data.seed for r in runs}) == 1
 
 
+def test_columns_of_few_labels_are_there_when_asked_for():
+    few, usual = (load_config(f"{SPEC}{x}").seeds.rows["level 1"] for x in (":few_labels", ""))
+    more = set(few) - set(usual)
+    assert few["10 % of labels untrained"] == "initial_level1_mean_low_shot_0.1"
+    assert few["1 % of labels pixels"] == "pixels_low_shot_0.01" and len(more) == 6
+
+
 def test_the_table_holds_mean_and_deviation_of_what_is_finished(config):
     (Path(config.root)).mkdir(parents=True)
     (Path(config.root) / "broken").touch()

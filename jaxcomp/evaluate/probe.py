@@ -258,8 +258,26 @@ def probe_features(
     }
 
 
+def headline_scores(
+    train: tuple[np.ndarray, np.ndarray], test: tuple[np.ndarray, np.ndarray], k: int = 20
+) -> dict[str, float]:
+    """{"knn", "linear"} of `probe_features` alone: k nearest neighbours (fewer rows: all)."""
+    k = min(k, len(train[0]))
+    return {
+        "knn": knn_accuracy(train, test, (k,))[k],
+        "linear": linear_probe(train, test)["accuracy"],
+    }
+
+
 def flat_scores(found: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """{"NAME_knn", "NAME_linear", "NAME_attentive", "NAME_rankme"} of named results, for tables."""
+    """Named results by one key each, for tables.
+
+    Returns:
+      {"NAME_knn", "NAME_linear", "NAME_attentive", "NAME_rankme", "NAME_low_shot_0.01"}, one of the
+      last kind for each share of the labels.
+    """
     keys = ("knn", "linear", "attentive", "rankme")
     named = {f"{name}_{key}": one.get(key) for name, one in found.items() for key in keys}
+    for name, one in found.items():
+        named |= {f"{name}_low_shot_{k}": v for k, v in one.get("low_shot", {}).items()}
     return {name: float(value) for name, value in named.items() if value is not None}

@@ -50,6 +50,7 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             if probe in pixels:
                 note += f", raw pixels {number(pixels[probe], '.3f')}"
             out.append((f"{title(name)}, {words}", number(value, ".3f"), note))
+        out += _few_labels(summary, name)
     collapse = summary.get("collapse", {})
     for key, words in (("target_std", "deviation"), ("target_rankme", "RankMe")):
         if key in collapse:
@@ -57,6 +58,23 @@ def rows(summary: Mapping[str, Any]) -> list[tuple[str, str, str]]:
             out.append((f"Targets, {words}", number(collapse[key], ".3g"), note))
     weights = number(summary.get("weights_bytes"), ",.0f", " bytes")
     return [*out, ("Weights", weights, "the exported file")]
+
+
+def _few_labels(summary: Mapping[str, Any], name: str) -> list[tuple[str, str, str]]:
+    """Linear probes that saw a share of the labels."""
+    found, probes = [], summary.get("probes", {})
+    kinds = (
+        ("untrained", probes.get("initial", {}).get(name)),
+        ("raw pixels", probes.get("pixels")),
+    )
+    for share, value in (probes["trained"][name].get("low_shot") or {}).items():
+        others = [(words, (one or {}).get("low_shot", {}).get(share)) for words, one in kinds]
+        told = ", ".join(
+            f"{words} {number(one, '.3f')}" for words, one in others if one is not None
+        )
+        what = f"{title(name)}, {100 * float(share):g} % of the labels"
+        found.append((what, number(value, ".3f"), f"linear probe; {told}".rstrip("; ")))
+    return found
 
 
 def lead(summary: Mapping[str, Any]) -> str:
