@@ -50,8 +50,21 @@ def _describe_codec(config: Any) -> dict[str, Any]:
     height, width = _padded(config)
     stride = 4 * 2**config.level
     # P6 is every other pixel of P5, hence the rounding up.
+    return _describe_codec_of(config, (-(-height // stride), -(-width // stride)))
+
+
+def _describe_token_codec(config: Any) -> dict[str, Any]:
+    from jaxcomp.jobs import token_features
+
+    head = token_features.frozen_head(config.hjepa.path)
+    token_features.check_config(config, head)
+    return _describe_codec_of(config, head.model.cfg.map_shape(config.level))
+
+
+def _describe_codec_of(config: Any, size: tuple[int, int]) -> dict[str, Any]:
+    """The codec of a config on maps of `size`."""
     codec = codec_from_config(config.model)
-    shape = (1, -(-height // stride), -(-width // stride), codec.in_channels)
+    shape = (1, *size, codec.in_channels)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     variables = jax.eval_shape(codec.init, jax.random.key(0), x)
     parameters = complexity.parameters_by_module(variables["params"], depth=1)
@@ -97,6 +110,7 @@ DESCRIBERS: Mapping[str, Callable[[Any], dict[str, Any]]] = {
     "pointpillars": _describe_lidar_detector,
     "jepa": _describe_jepa,
     "residual_vq": _describe_codebooks,
+    "token_codec": _describe_token_codec,
 }
 
 

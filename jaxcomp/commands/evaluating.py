@@ -26,6 +26,10 @@ What this machine lacks is named on the page; pip install 'jaxcomp[anchors,plots
 command again after an interrupt, or with more folders, and only what is missing is measured. A
 folder takes points of one detector and one set of frames.
 
+Codecs of an H-JEPA's tokens (configs/hjepa_codec.py) are measured by probes instead: --out gets
+token_accuracy.{csv,json,md}, figures/*.svg and index.html, --anchors also takes vector and label
+(detections: both), --detector is the H-JEPA, and --bootstrap has no effect.
+
 The data and the detector are those of the runs (their config.json); --config.data.KEY=VALUE changes
 one value, as in --config.data.dir=KITTI_FOLDER, and --config=FILE[:ARGS] names another config.
 """

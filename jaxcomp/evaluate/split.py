@@ -203,6 +203,48 @@ def evaluate_level(
     return _metrics(totals, coder, classes), _arrays(totals, coder)
 
 
+def code_maps(
+    coder: LevelCoder,
+    maps: np.ndarray,
+    streams: Path,
+    *,
+    size: tuple[int, int],
+    pictures: int = 0,
+    progress: Callable[[int], None] = lambda frames: None,
+) -> tuple[np.ndarray, dict[str, Any], dict[str, np.ndarray]]:
+    """Codes every map to a file and decodes the file, for features that no detector follows.
+
+    Args:
+      coder: the codec.
+      maps: [N, H, W, C] float32, one row a picture.
+      streams: folder of the `.jxc` files, "000000.jxc" for the first row; stale ones are removed.
+      size: (rows, columns) of a picture in pixels.
+      pictures: rows of which the maps are kept for the report.
+      progress: called with the number of pictures done.
+
+    Returns:
+      (decoded maps [N, H, W, C], metrics, arrays for the report). All rates are counted from the
+      files.
+    """
+    several, level = _one_level(coder), coder.level
+    totals = _Totals(levels={level: _LevelTotals()})
+    streams.mkdir(parents=True, exist_ok=True)
+    paths = [streams / f"{row:06d}.jxc" for row in range(len(maps))]
+    restored = np.empty_like(maps)
+    for row, path in enumerate(paths):
+        frame = {level: maps[row : row + 1]}
+        decoded = _code_one(several, frame, path, totals)
+        bits = {level: np.asarray(coder.ideal_bits(frame[level]))[0]}
+        _count(totals, several, frame, decoded, bits, np.asarray(size), path)
+        restored[row] = decoded[level][0]
+        progress(row + 1)
+    for stale in set(streams.glob("*.jxc")) - set(paths):
+        stale.unlink()
+    kept = {"original": maps[:pictures], "restored": restored[:pictures]}
+    kept["image_id"] = np.arange(len(kept["original"]))
+    return restored, _rate_metrics(totals, several), _arrays(totals, several) | kept
+
+
 def _numpy(tree: Mapping[str, Any]) -> dict[str, np.ndarray]:
     return {name: np.asarray(value) for name, value in tree.items()}
 
@@ -294,12 +336,27 @@ def _metrics(t: _Totals, coder: FeatureCoder, classes: tuple[str, ...]) -> dict[
     before, after = (voc_metrics(f, classes) for f in (t.before, t.after))
     without = voc_metrics(t.without, classes)
     before_coco, after_coco = (coco_metrics(f, classes) for f in (t.before, t.after))
+    several = {"levels": _level_metrics(t, coder)} if len(coder.levels) > 1 else {}
+    return {
+        **_rate_metrics(t, coder),
+        "map50_uncompressed": before["map50"],
+        "map50": after["map50"],
+        "map50_without_level": without["map50"],
+        # Of a detector that finds nothing, no share can be kept.
+        "map50_kept": after["map50"] / before["map50"] if before["map50"] else None,
+        "accuracy_uncompressed": before | before_coco,
+        "accuracy": after | after_coco,
+        **several,
+    }
+
+
+def _rate_metrics(t: _Totals, coder: FeatureCoder) -> dict[str, Any]:
+    """Bytes, bits, errors and times; all that is known without a tail."""
     frames, values = max(t.frames, 1), max(t.values, 1)
     mse = sum(one.squared_error for one in t.levels.values()) / values
     relative = sum(
         one.squared_error / values / coder.scales[level] ** 2 for level, one in t.levels.items()
     )
-    several = {"levels": _level_metrics(t, coder)} if len(coder.levels) > 1 else {}
     peak = t.feature_max
     return {
         "frames": t.frames,
@@ -322,16 +379,8 @@ def _metrics(t: _Totals, coder: FeatureCoder, classes: tuple[str, ...]) -> dict[
             np.sqrt(max(t.feature_square / values - (t.feature_sum / values) ** 2, 0))
         ),
         "feature_max": peak,
-        "map50_uncompressed": before["map50"],
-        "map50": after["map50"],
-        "map50_without_level": without["map50"],
-        # Of a detector that finds nothing, no share can be kept.
-        "map50_kept": after["map50"] / before["map50"] if before["map50"] else None,
-        "accuracy_uncompressed": before | before_coco,
-        "accuracy": after | after_coco,
         "encode_ms": float(np.median(t.encode_ms)) if t.encode_ms else 0.0,
         "decode_ms": float(np.median(t.decode_ms)) if t.decode_ms else 0.0,
-        **several,
     }
 
 

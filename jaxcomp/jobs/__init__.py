@@ -50,6 +50,12 @@ def _jepa(config: Any) -> Any:
     return jepa.build(config)
 
 
+def _token_codec(config: Any) -> Any:
+    from jaxcomp.jobs import token_codec
+
+    return token_codec.build(config)
+
+
 # Builders import their workload when called, so that asking for help stays fast.
 JOBS: Mapping[str, Callable[[Any], Any]] = {
     "jepa": _jepa,
@@ -58,6 +64,7 @@ JOBS: Mapping[str, Callable[[Any], Any]] = {
     "feature_codec": _feature_codec,
     "pointpillars": _pointpillars,
     "residual_vq": _residual_vq,
+    "token_codec": _token_codec,
 }
 
 
@@ -114,6 +121,7 @@ FOLDERS: Mapping[str, str] = {
     "jepa": "hjepa",
     "pointpillars": "lidar_detection",
     "residual_vq": "lidar_residual_codes",
+    "token_codec": "hjepa_token_codec_level_{level}",
     "factorized_prior_joint": "fpn_joint_compression",
     "factorized_prior_random_level": "fpn_random_level_compression",
     "factorized_prior_specific_level": "fpn_specific_level_compression_level_{level}",

@@ -21,7 +21,7 @@ from jaxcomp.errors import BitstreamError, DataError
 from jaxcomp.jobs import feature_files
 from jaxcomp.jobs.file_runs import Done
 from jaxcomp.jobs.file_sets import FEATURES, Item, is_newer
-from jaxcomp.loaders import Detector, FaceSplit, LevelCodec
+from jaxcomp.loaders import Detector, FaceSplit, LevelCodec, token_head
 from jaxcomp.workdir import atomic_write
 
 
@@ -60,10 +60,13 @@ class Compressor:
         self._path = detector
 
     @functools.cached_property
-    def detector(self) -> Detector | FaceSplit:
+    def detector(self) -> Detector | FaceSplit | token_head.TokenHead:
         """The detector, checked to be the codec's."""
         kind = self.codec.meta.get("detector_kind", "faster_rcnn")
-        detector = loaders.load_split_detector(self._path, kind)
+        if kind == token_head.KIND:
+            detector = token_head.load_token_head(self._path or self.codec.meta["detector"])
+        else:
+            detector = loaders.load_split_detector(self._path, kind)
         self.codec.check_detector(detector)
         return detector
 

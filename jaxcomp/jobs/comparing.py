@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from jaxcomp.errors import ConfigError
-from jaxcomp.jobs import rate_accuracy
+from jaxcomp.jobs import rate_accuracy, token_comparison
 from jaxcomp.report import comparison
 
 NAME = "comparison"  # of the folder that --mode=eval makes in a folder of runs
@@ -39,6 +39,9 @@ def run(dirs: Sequence[Path], out: Path, *, anchors: str, frames: int, **options
     chosen = rate_accuracy.Options(
         anchors=words, frames=frames, command=shlex.join(_words()), **options
     )
+    if token_comparison.are_tokens(dirs):
+        token_comparison.run(dirs, out, chosen)
+        return
     results = rate_accuracy.compare(dirs, out, chosen)
     missing = comparison.write(out, results, lambda name: comparison.stored_arrays(out, name))
     for name, why in results["missing"].items():

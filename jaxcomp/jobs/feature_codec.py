@@ -180,6 +180,17 @@ def _write_analysis(
 
 def codec_record(config: Any, codec: Any, detector: AnyDetector) -> dict[str, Any]:
     """What `codec.npz` says of its network and where it comes from."""
+    return network_record(config, codec) | {
+        "detector": config.detector.path or "shipped",
+        "input": {name: config.data[name] for name in INPUT},
+        "detector_digest": detector.digest,
+        "detector_levels": detector.levels,
+        "detector_kind": config.detector.get("kind", "faster_rcnn"),
+    }
+
+
+def network_record(config: Any, codec: Any) -> dict[str, Any]:
+    """What `codec.npz` says of its network and of the loss, whatever the features are."""
     return {
         "model": {
             "in_channels": codec.in_channels,
@@ -190,11 +201,6 @@ def codec_record(config: Any, codec: Any, detector: AnyDetector) -> dict[str, An
         },
         "rate_weight": config.training.rate_weight,
         "loss": LOSS_CONVENTION,
-        "detector": config.detector.path or "shipped",
-        "input": {name: config.data[name] for name in INPUT},
-        "detector_digest": detector.digest,
-        "detector_levels": detector.levels,
-        "detector_kind": config.detector.get("kind", "faster_rcnn"),
         "seed": config.seed,
     }
 

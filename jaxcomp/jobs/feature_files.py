@@ -161,8 +161,8 @@ def _choose(
 
 
 def _is_level(name: str) -> bool:
-    """Whether a name means a level of a pyramid, as "p3" does."""
-    return len(name) > 1 and name[0] == "p" and name[1:].isdigit()
+    """Whether a name means a level of a pyramid, as "p3" does, or of tokens, as "t0"."""
+    return len(name) > 1 and name[0] in "pt" and name[1:].isdigit()
 
 
 def _one_frame(path: str | os.PathLike[str], name: str, x: np.ndarray) -> np.ndarray:

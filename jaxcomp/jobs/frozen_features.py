@@ -21,6 +21,7 @@ from jaxcomp.errors import CheckpointError, NonFiniteError
 from jaxcomp.evaluate.detection import image_sizes
 from jaxcomp.jobs.job import canvas_of
 from jaxcomp.loaders import Detector, FaceSplit, load_split_detector
+from jaxcomp.loaders.token_head import TokenHead
 from jaxcomp.log import LOG
 from jaxcomp.models.transform import frames_of
 from jaxcomp.tasks.face_distortion import FaceDistortion
@@ -137,11 +138,11 @@ def frozen_part(config: Any, detector: AnyDetector, tail: Judge | None) -> Any:
     return detector.variables if needed else digest_only(detector)
 
 
-def digest_only(detector: AnyDetector) -> dict[str, np.ndarray]:
-    """Stands for the frozen detector where only its cached features are used.
+def digest_only(detector: AnyDetector | TokenHead) -> dict[str, np.ndarray]:
+    """Stands for the frozen network where only its cached features are used.
 
     The trainer compares the digest of what is frozen on resume, so a run cannot go on with the
-    features of another detector.
+    features of another one.
     """
     return {"digest": np.frombuffer(bytes.fromhex(detector.digest), np.uint8)}
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -249,12 +250,7 @@ def describe(config: Any) -> dict[str, Any]:
     # The target encoder is a network of its own, so that its parts appear at the top.
     macs = {name: counted.pop(name) for name in parameters if name in counted}
     macs["target_encoder"] = sum(counted.values())
-    factors = [2**i for i in range(cfg.num_hierarchies)]
-    rows, columns = cfg.encoder.grid
-    tokens = [
-        rows * columns // f if cfg.pooling == "1d" else (rows // f) * (columns // f)
-        for f in factors
-    ]
+    tokens = [math.prod(cfg.map_shape(level)) for level in range(cfg.num_hierarchies)]
     return complexity.description(
         f"{config.model.name} on {height}x{width}, one training forward pass",
         {**parameters, "target_encoder": target},

@@ -97,21 +97,22 @@ def run_config(path: Path) -> dict[str, Any]:
     return content if isinstance(content, dict) else {}
 
 
-def find_points(paths: Sequence[Path], assembled: Path) -> list[CodecPoint]:
+def find_points(paths: Sequence[Path], assembled: Path | None) -> list[CodecPoint]:
     """The codecs below folders as points, those of a system together, cheapest last.
 
     Args:
       paths: run directories, folders of them, or files.
       assembled: where pyramids put together of single levels are written; what is there already
-        is no point by itself.
+        is no point by itself. None: every codec stays a point of its own.
 
     Raises:
       CheckpointError: no codec is there, or one is damaged.
     """
-    files = [path for path in codec_files(paths) if assembled.resolve() not in path.parents]
+    own = assembled and assembled.resolve()
+    files = [path for path in codec_files(paths) if own not in path.parents]
     loaded = [(path, load_codec(path), _of_chain(path, run_config(path))) for path in files]
-    levels = [row for row in loaded if isinstance(row[1], LevelCodec)]
-    rest = [row for row in loaded if not isinstance(row[1], LevelCodec)]
+    levels = [row for row in loaded if assembled and isinstance(row[1], LevelCodec)]
+    rest = [row for row in loaded if row not in levels]
     for group in _grouped(levels).values():
         wanted = detector_levels(group[0][1])
         if {row[1].level for row in group} == set(wanted) and len(group) == len(wanted):
@@ -205,6 +206,8 @@ def _rate_weight(codec: PyramidCodec, config: Mapping[str, Any]) -> float | None
 
 def system_words(codec: PyramidCodec, config: Mapping[str, Any]) -> str:
     """A system in a few words: treatment of the levels and what the loss was."""
+    if "feature" in codec.meta:
+        return f"codec of tokens, level {codec.meta['level']}"
     words = [_treatment(codec)]
     training = config.get("training", {})
     if training.get("task_weight"):

@@ -40,6 +40,7 @@ CODEC = "codec.npz"
 _COLUMNS = (
     *("member", "rate_weight", "level", "state", "bytes_per_frame", "bpp_image", "bits_per_value"),
     *("estimated_bits", "actual_bits", "relative_mse", "map50_uncompressed", "map50", "seconds"),
+    *("uncoded_knn", "knn", "uncoded_linear", "linear"),  # of tokens
 )
 
 
@@ -342,6 +343,11 @@ def summary(run: Run) -> dict[str, Any]:
 
 def _result(run: Run) -> str:
     content = summary(run)
+    if "knn" in content:
+        return (
+            f"{content['bytes_per_frame']:,.0f} bytes a picture, k-NN {content['knn']:.3f} "
+            f"(uncoded {content['uncoded_knn']:.3f})"
+        )
     return (
         f"{content.get('bytes_per_frame', float('nan')):,.0f} bytes a frame, "
         f"mAP {content.get('map50', float('nan')):.3f} "

@@ -126,14 +126,14 @@ class LevelCodec(PyramidCodec):
 
     Attributes:
       variables: of its network.
-      level: the feature key it was trained for, as in "p4".
+      level: the feature key it was trained for, as in "p4"; "t0" for level 0 of tokens.
     """
 
     def __init__(
         self, codec: FactorisedCodec, variables: Any, tables: CdfTables, meta: Mapping[str, Any]
     ):
         """Wraps a model; use `load_codec` to read one."""
-        self.level = LEVELS[meta["level"]]
+        self.level = str(meta.get("feature") or LEVELS[meta["level"]])
         self.variables = variables
         self._model = Model(codec, variables, tables)
         super().__init__(PyramidCoder((self.level,), {self.level: self._model}), meta)

@@ -19,6 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcomp import checkpoint
 from jaxcomp.errors import CheckpointError, ConfigError
 from jaxcomp.interop.hjepa_weights import hjepa_from_torch
 from jaxcomp.interop.torch_weights import read_weights
@@ -38,11 +39,13 @@ class HJEPAModel:
       cfg: sizes and options.
       variables: {"params", "target"}.
       network: the flax module.
+      meta: the record of its file, with its "digest" and "config"; empty without a file of ours.
     """
 
-    def __init__(self, cfg: HJEPAConfig, variables: PyTree):
+    def __init__(self, cfg: HJEPAConfig, variables: PyTree, meta: Mapping[str, Any] | None = None):
         """Holds what it is given."""
         self.cfg = cfg
+        self.meta = dict(meta or {})
         self.variables = jax.tree.map(jnp.asarray, dict(variables))
         self.network = HJEPA(cfg)
         self._predict = jax.jit(
@@ -110,6 +113,11 @@ class HJEPAModel:
         images = jnp.asarray(images)
         check_images(images, self.cfg.encoder.image_size)
         return self._extract(self.variables, images, int(level), bool(use_target_encoder))
+
+    @functools.cached_property
+    def digest(self) -> str:
+        """SHA-256 of the weights, as the file stores it: names the network."""
+        return str(self.meta.get("digest") or checkpoint.tree_digest(self.variables))
 
     def parameters(self) -> dict[str, int]:
         """Numbers of parameters: {"total", "trainable", "target_encoder"}."""
@@ -260,4 +268,4 @@ def load_hjepa(path: str | os.PathLike[str], cfg: HJEPAConfig | None = None) -> 
         shapes = jax.tree.map(lambda x: x.shape, wanted)
         if jax.tree.map(np.shape, float32) != shapes:
             raise ValueError("the arrays do not fit the config")
-    return HJEPAModel(cfg, float32)
+    return HJEPAModel(cfg, float32, meta)

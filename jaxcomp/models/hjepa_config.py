@@ -140,6 +140,17 @@ class HJEPAConfig:
         """Tokens that a list needs for its coarsest level to have one."""
         return 2 ** (self.num_hierarchies - 1)
 
+    def map_shape(self, level: int) -> tuple[int, int]:
+        """(rows, columns) of a level's tokens as a map.
+
+        Level 0, and every level that is pooled on the image's grid, lies as it does in the picture;
+        one that is pooled along the list of tokens has no rows and is (1, tokens).
+        """
+        if level and self.pooling == "1d":
+            return 1, self.encoder.tokens // 2**level
+        rows, columns = self.encoder.grid
+        return rows // 2**level, columns // 2**level
+
     def fusion_heads(self, level: int) -> int:
         """Heads of a level's fusion by attention: of 64 channels where that divides the width."""
         width = self.level_dims[level]

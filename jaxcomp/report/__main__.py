@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from jaxcomp.errors import CheckpointError, JaxcompError
-from jaxcomp.report import comparison, tables
+from jaxcomp.report import comparison, tables, token_comparison
 from jaxcomp.report.index import build_index
 from jaxcomp.report.page import build_page
 from jaxcomp.report.reading import read_summary
@@ -57,10 +57,11 @@ def run(paths: Sequence[Path], *, markdown: bool = False, out: Path | None = Non
     Raises:
       CheckpointError: a path holds no finished run.
     """
-    compared = [path for path in paths if (path / comparison.RESULTS).exists()]
-    for path in compared:
-        print(f"page: {comparison.rebuild(path)}")
-    paths = [path for path in paths if path not in compared]
+    for made in (comparison, token_comparison):
+        compared = [path for path in paths if (path / made.RESULTS).exists()]
+        for path in compared:
+            print(f"page: {made.rebuild(path)}")
+        paths = [path for path in paths if path not in compared]
     if not paths:
         return
     runs = [find_run(path) for path in paths]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from jaxcomp.report import probes
+from jaxcomp.report import probes, tokens
 from jaxcomp.report.plain import MISSING, number, percent, significant
 
 Summary = Mapping[str, Any]
@@ -54,6 +54,8 @@ def level_name(summary: Summary) -> str:
     if names:
         return f"{names[0]}-{names[-1]} ({summary.get('treatment', 'all')})"
     level = _setting(summary, "level")
+    if summary.get("task") == tokens.TASK:
+        return f"{level} (tokens)"
     return f"{level} (P{level + 2})" if isinstance(level, int) else MISSING
 
 
@@ -88,6 +90,7 @@ def _coco(summary: Summary, which: str) -> Any:
 LARGE: tuple[str, ...] = (
     *("Bytes per frame", "Ratio to raw", "Bits per value", "Relative MSE", "mAP@0.5", "COCO AP"),
     *("KITTI 3-D AP", "KITTI BEV AP"),
+    *tokens.LARGE,
 )
 
 
@@ -179,6 +182,8 @@ def headline_rows(summary: Summary) -> list[tuple[str, str, str]]:
         return _code_rows(summary)
     if summary.get("task") == probes.TASK:
         return probes.rows(summary)
+    if summary.get("task") == tokens.TASK:
+        return [*tokens.rows(summary), *_file_rows(summary)]
     return _codec_rows(summary) if _is_codec(summary) else _detector_rows(summary)
 
 
@@ -216,12 +221,30 @@ def _owner(s: Summary) -> str:
 
 
 def _codec_rows(s: Summary) -> list[tuple[str, str, str]]:
+    coco = [number(_coco(s, w), ".3f") for w in ("accuracy_uncompressed", "accuracy")]
+    files = _file_rows(s)
+    accuracy = [
+        (
+            "mAP@0.5",
+            _arrow(number(s.get("map50_uncompressed"), ".4f"), number(s.get("map50"), ".4f")),
+            f"before → after; {percent(s.get('map50_kept'))} kept; "
+            f"{number(s.get('map50_without_level'), '.4f')} with its mean alone",
+        ),
+        ("COCO AP", _arrow(*coco), "before → after, IoU 0.50 to 0.95"),
+    ]
+    return [*files[:_SIZES], *accuracy, *files[_SIZES:]]
+
+
+_SIZES = 5  # rows of `_file_rows` before the accuracy
+
+
+def _file_rows(s: Summary) -> list[tuple[str, str, str]]:
+    """Bytes, bits, errors and times of a codec, whatever its features are for."""
     estimated, actual, frames = s.get("estimated_bits"), s.get("actual_bits"), s.get("frames")
     per_frame = [
         number(bits / 8 / frames if isinstance(bits, int | float) and frames else None, ",.1f")
         for bits in (estimated, actual)
     ]
-    coco = [number(_coco(s, w), ".3f") for w in ("accuracy_uncompressed", "accuracy")]
     times = [number(s.get(name), ",.1f") for name in ("encode_ms", "decode_ms")]
     return [
         (
@@ -237,13 +260,6 @@ def _codec_rows(s: Summary) -> list[tuple[str, str, str]]:
             significant(s.get("relative_mse")),
             f"squared error / {_owner(s)} scale²; PSNR {number(s.get('psnr'), '.1f', ' dB')}",
         ),
-        (
-            "mAP@0.5",
-            _arrow(number(s.get("map50_uncompressed"), ".4f"), number(s.get("map50"), ".4f")),
-            f"before → after; {percent(s.get('map50_kept'))} kept; "
-            f"{number(s.get('map50_without_level'), '.4f')} with its mean alone",
-        ),
-        ("COCO AP", _arrow(*coco), "before → after, IoU 0.50 to 0.95"),
         (
             "Payload",
             f"{per_frame[1]} bytes",
@@ -388,6 +404,8 @@ def page_title(summary: Summary) -> str:
     """What a run is, in a few words."""
     if summary.get("task") == CODES:
         return f"Residual codes of a lidar detector, {summary.get('profile', 'own')} profile"
+    if summary.get("task") == tokens.TASK:
+        return tokens.title(summary)
     if summary.get("task") == "feature_codec" or _is_codec(summary):
         weight = summary.get("rate_weight")
         more = f", rate weight {number(weight, 'g')}" if weight is not None else ""
@@ -410,6 +428,8 @@ def lead(summary: Summary) -> str:
             f"one of {frames} held-out sweeps ({data}) was written to a file at every point, read "
             "back and searched for objects. The numbers here are those of all codes."
         )
+    elif summary.get("task") == tokens.TASK:
+        text = tokens.lead(summary)
     elif _is_codec(summary):
         several = bool(_levels(summary))
         what = "levels" if several else "level"

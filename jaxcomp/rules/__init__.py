@@ -10,6 +10,7 @@ from jaxcomp.rules.pointpillars import POINTPILLARS
 from jaxcomp.rules.residual_vq import RESIDUAL_VQ
 from jaxcomp.rules.seeds import SEEDS
 from jaxcomp.rules.sweep import SWEEP
+from jaxcomp.rules.token_codec import TOKEN_CODEC
 from jaxcomp.rules.workload import Workload
 
 WORKLOADS: Mapping[str, Workload] = {
@@ -21,4 +22,5 @@ WORKLOADS: Mapping[str, Workload] = {
     "residual_vq": RESIDUAL_VQ,
     "seeds": SEEDS,
     "sweep": SWEEP,
+    "token_codec": TOKEN_CODEC,
 }

@@ -25,6 +25,7 @@ from jaxcomp.evaluate.detection import image_sizes
 from jaxcomp.models.fpn import LEVELS
 from jaxcomp.tasks.face_distortion import FaceDistortion
 from jaxcomp.tasks.tail_distortion import REGIONS, TailDistortion
+from jaxcomp.tasks.token_distortion import TokenDistortion
 from jaxcomp.types import Array, Batch, LossAux, Metrics, PyTree, Task
 
 JOINT_MODEL, RANDOM_MODEL = "factorized_prior_joint", "factorized_prior_random_level"
@@ -118,7 +119,7 @@ class FeatureCodecTask(Task):
         level: int = 0,
         head: Callable[[PyTree, Batch], Array] | None = None,
         frozen: PyTree = None,
-        tail: TailDistortion | FaceDistortion | None = None,
+        tail: TailDistortion | FaceDistortion | TokenDistortion | None = None,
         initial: PyTree = None,
     ):
         """Describes the task.

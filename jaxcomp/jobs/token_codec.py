@@ -1,0 +1,249 @@
+"""Train a codec for the tokens of an H-JEPA, code every held-out picture, probe what comes back."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from jaxcomp import checkpoint
+from jaxcomp.codecs import factorised
+from jaxcomp.codecs.factorised import FactorisedCodec
+from jaxcomp.codecs.tables import build_tables
+from jaxcomp.data.pictures import Pictures, load_pictures
+from jaxcomp.data.pipeline import array_splits, make_data_splits
+from jaxcomp.evaluate.attentive_probe import attentive_probe
+from jaxcomp.evaluate.probe import headline_scores, pool_tokens
+from jaxcomp.evaluate.split import code_maps
+from jaxcomp.jobs import token_features
+from jaxcomp.jobs.feature_codec import initial_params, level_coder, network_record
+from jaxcomp.jobs.frozen_features import digest_only
+from jaxcomp.jobs.jepa_figures import stacked
+from jaxcomp.jobs.job import Job, canvas_of, variables_of, write_arrays
+from jaxcomp.loaders import CODEC_FILE, PyramidCodec, codec_tree, save_codec
+from jaxcomp.loaders.token_head import KIND, TokenHead, feature_name
+from jaxcomp.log import LOG
+from jaxcomp.tasks.feature_codec import (
+    LOSS_CONVENTION,
+    FeatureCodecTask,
+    codec_from_config,
+    level_statistics,
+)
+from jaxcomp.tasks.token_distortion import TokenDistortion
+from jaxcomp.train import FitResult
+from jaxcomp.types import DataSplits
+
+STATISTICS_BATCHES = 64  # enough pictures for means and covariances where features are not cached
+Sets = Mapping[str, Pictures]
+
+
+def build(config: Any) -> Job:
+    """The job of a `configs/hjepa_codec.py` config."""
+    head = token_features.frozen_head(config.hjepa.path)
+    token_features.check_config(config, head)
+    sets = load_pictures(config)
+    cached = config.data.cache_features
+    splits, sample = (_cached if cached else _streamed)(config, head, sets)
+    task = FeatureCodecTask(
+        codec_from_config(config.model),
+        config.training.rate_weight,
+        level_statistics([sample]),
+        level=config.level,
+        head=token_features.traced_head(head.model.cfg, config.level),
+        frozen=digest_only(head) if cached else head.model.variables,
+        tail=distortion_of(config, sample),
+        initial=initial_params(config),
+    )
+    return Job(
+        task=task,
+        splits=splits,
+        callbacks=(),
+        evaluate=functools.partial(_evaluate, config, task, head, sets),
+        fingerprint="-".join(sets[name].fingerprint[:16] for name in sets),
+    )
+
+
+def distortion_of(config: Any, sample: np.ndarray) -> TokenDistortion | None:
+    """What judges the decoded tokens beside their squared error; None for that error alone."""
+    names = ("feature_weight", "whitened_weight", "pooled_weight")
+    weights = {name: float(config.training[name]) for name in names}
+    if weights == {"feature_weight": 1.0, "whitened_weight": 0.0, "pooled_weight": 0.0}:
+        return None
+    return TokenDistortion.of(sample, **weights)
+
+
+def _cached(config: Any, head: TokenHead, sets: Sets) -> tuple[DataSplits, np.ndarray]:
+    """Batches of tokens that are made once, and those of the training pictures."""
+    maps = {
+        name: token_features.token_maps(
+            head, sets[name], config, config.level, np.arange(len(sets[name]))
+        )
+        for name in ("train", "validation")
+    }
+    LOG.info(
+        "Tokens of level %d of %d + %d pictures: %s each, %.0f MB.",
+        *(config.level, len(maps["train"]), len(maps["validation"]), maps["train"].shape[1:]),
+        sum(x.nbytes for x in maps.values()) / 1e6,
+    )
+    held, size = {"features": maps["validation"]}, config.training.batch_size
+    return array_splits({"features": maps["train"]}, held, size, config.seed), maps["train"]
+
+
+def _streamed(config: Any, head: TokenHead, sets: Sets) -> tuple[DataSplits, np.ndarray]:
+    """Batches of pictures, and the tokens of some training ones."""
+
+    def gather(pictures: Pictures, rows: np.ndarray, rng: Any) -> dict[str, np.ndarray]:
+        del rng
+        return {"image": stacked(pictures, config, rows)}
+
+    pairs = [
+        (functools.partial(gather, sets[name]), len(sets[name])) for name in ("train", "validation")
+    ]
+    size = config.training.batch_size
+    rows = token_features.spread_rows(len(sets["train"]), STATISTICS_BATCHES * size)
+    sample = token_features.token_maps(head, sets["train"], config, config.level, rows)
+    splits = make_data_splits(*pairs, size, config.seed, config.data.num_threads)
+    return splits, sample
+
+
+def export(
+    config: Any, codec: FactorisedCodec, variables: Any, head: TokenHead, path: Path
+) -> PyramidCodec:
+    """Builds the integer tables and writes `codec.npz`; returns the codec it holds."""
+    record = {
+        **network_record(config, codec),
+        "level": config.level,
+        "feature": feature_name(config.level),
+        "detector": config.hjepa.path,
+        "detector_kind": KIND,
+        "detector_digest": head.digest,
+        "input": {name: config.data[name] for name in ("height", "width")},
+    }
+    return save_codec(path, codec_tree(variables, build_tables(codec, variables)), record)
+
+
+def recoded(codec: PyramidCodec, maps: np.ndarray, batch: int) -> np.ndarray:
+    """What comes back from the bytes of maps [N, h, w, D]."""
+    (level,), parts = codec.levels, []
+    for start in range(0, len(maps), batch):
+        blobs = codec.coder.compress_batch({level: maps[start : start + batch]})
+        parts += [np.asarray(row[level]) for row in codec.coder.decompress_batch(blobs)]
+    return np.concatenate(parts)
+
+
+def token_list(maps: np.ndarray) -> np.ndarray:
+    """Maps [N, h, w, D] as tokens [N, h w, D]."""
+    return maps.reshape(len(maps), -1, maps.shape[-1])
+
+
+def accuracies(
+    train: np.ndarray, test: np.ndarray, labels: Mapping[str, np.ndarray], attentive: int
+) -> dict[str, float]:
+    """What probes that learn from some maps get right on others.
+
+    Args:
+      train: [N, h, w, D].
+      test: [M, h, w, D].
+      labels: {"train": [N], "validation": [M]}.
+      attentive: training rows of the attentive probe, 0 for none.
+
+    Returns:
+      {"knn", "linear"} on the mean of the tokens, {"attentive"} on the tokens themselves.
+    """
+    fitted, judged = (
+        (token_list(x), labels[k]) for x, k in ((train, "train"), (test, "validation"))
+    )
+    scores = headline_scores(*((pool_tokens(x), y) for x, y in (fitted, judged)))
+    if attentive:
+        few = tuple(x[:attentive] for x in fitted)
+        scores["attentive"] = attentive_probe(few, judged)["accuracy"]
+    return scores
+
+
+def probe_scores(
+    before: Mapping[str, np.ndarray],
+    after: Mapping[str, np.ndarray],
+    labels: Mapping[str, np.ndarray],
+    attentive: int,
+) -> dict[str, float]:
+    """`accuracies` on decoded held-out maps, by what the probe was fitted on.
+
+    Args:
+      before: {"train": [N, h, w, D], "validation": [M, h, w, D]}, uncoded.
+      after: the same, decoded.
+      labels: {"train": [N], "validation": [M]}.
+      attentive: training rows of the attentive probe.
+
+    Returns:
+      {"knn", ...} of probes fitted on uncoded features, {"refit_knn", ...} on decoded ones.
+    """
+    known, anew = (
+        accuracies(maps["train"], after["validation"], labels, attentive)
+        for maps in (before, after)
+    )
+    return known | {f"refit_{name}": value for name, value in anew.items()}
+
+
+def probe_rows(config: Any, sets: Sets) -> tuple[Pictures, np.ndarray]:
+    """The labelled training pictures of the probes, and which of them."""
+    pictures = sets.get("probe", sets["train"])
+    return pictures, np.arange(min(config.evaluation.probe_rows, len(pictures)))
+
+
+def _evaluate(
+    config: Any,
+    task: FeatureCodecTask,
+    head: TokenHead,
+    sets: Sets,
+    result: FitResult,
+    workdir: Path,
+    progress: Callable[[int], None],
+) -> dict[str, Any]:
+    """Real bytes of every held-out picture, and probes of what the files hold."""
+    variables = variables_of(result.state.params, result.state.stats)
+    variables = jax.tree.map(jnp.asarray, factorised.refresh_quantiles(variables))
+    codec = export(config, task.codec, variables, head, workdir / CODEC_FILE)
+    held = sets["validation"]
+    maps = token_features.token_maps(head, held, config, config.level, np.arange(len(held)))
+    decoded, metrics, arrays = code_maps(
+        level_coder(codec), maps, workdir / "streams", size=canvas_of(config),
+        pictures=config.evaluation.pictures, progress=progress,
+    )  # fmt: skip
+    write_arrays(workdir / "evaluation.npz", arrays)
+    if held.classes:
+        metrics |= _probed(config, head, codec, sets, maps, decoded)
+    else:
+        LOG.info("The pictures have no labels: no probes.")
+    return {
+        "classes": list(held.classes),
+        "feature_shape": list(maps.shape[1:]),
+        "params": factorised.parameter_count(variables),
+        "params_digest": checkpoint.tree_digest(result.state.params),
+        "detector_digest": head.digest,
+        "loss_convention": LOSS_CONVENTION,
+        **metrics,
+    }
+
+
+def _probed(
+    config: Any,
+    head: TokenHead,
+    codec: PyramidCodec,
+    sets: Sets,
+    maps: np.ndarray,
+    decoded: np.ndarray,
+) -> dict[str, float]:
+    """Probes of uncoded and decoded features."""
+    pictures, rows = probe_rows(config, sets)
+    train = token_features.token_maps(head, pictures, config, config.level, rows)
+    before = {"train": train, "validation": maps}
+    after = {"train": recoded(codec, train, config.training.batch_size), "validation": decoded}
+    labels = {"train": pictures.labels[: len(rows)], "validation": sets["validation"].labels[:]}
+    few = config.evaluation.attentive_rows
+    plain = accuracies(train, maps, labels, few)
+    return {f"uncoded_{k}": v for k, v in plain.items()} | probe_scores(before, after, labels, few)
