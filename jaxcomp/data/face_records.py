@@ -1,4 +1,4 @@
-"""Batches of images with faces, for the pipeline: procedural ones and folders of WIDERFace."""
+"""Batches of images with faces, for the pipeline: procedural ones and WIDERFace."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcomp.data import face_augment, faces, pipeline, widerface
+from jaxcomp.data import face_augment, faces, pipeline, widerface, widerface_tfds
 from jaxcomp.data.face_augment import FaceAugmentation
 from jaxcomp.data.faces import FaceSettings
 from jaxcomp.data.images import read_image
@@ -41,6 +41,9 @@ _IMAGES = {
 }
 
 
+Read = Callable[[int], tuple[np.ndarray, FaceLabels]]
+
+
 @dataclasses.dataclass(frozen=True)
 class FaceSource:
     """The images of a split.
@@ -52,7 +55,7 @@ class FaceSource:
     """
 
     names: tuple[str, ...]
-    read: Callable[[int], tuple[np.ndarray, FaceLabels]]
+    read: Read
     fingerprint: str
 
     def __len__(self) -> int:
@@ -72,7 +75,7 @@ def widerface_source(folder: str, split: str, most: int = 0) -> FaceSource:
     Labels are RetinaFace's `label.txt` with landmarks where it is there (`train/label.txt`), else
     the official `wider_face_split/wider_face_*_bbx_gt.txt`, whose faces have none; of these, faces
     marked invalid are left out. Images lie in `train/images` or `WIDER_train/images`, and `val`
-    likewise.
+    likewise. Without such labels it is a `wider_face` that TFDS prepared, see `widerface_tfds`.
 
     Args:
       folder: with these.
@@ -86,19 +89,43 @@ def widerface_source(folder: str, split: str, most: int = 0) -> FaceSource:
     if not folder or not root.is_dir():
         raise DataError(
             f"config.data.dir={folder!r} is no folder; give the one with WIDER_train and "
-            "wider_face_split, or with train/label.txt"
+            "wider_face_split, with train/label.txt, or with TFDS's wider_face"
         )
+    prepared = None if _has_labels(root) else widerface_tfds.find_prepared(root)
+    if prepared is not None:
+        return _prepared_source(prepared, split, most)
     labels = _read_labels(root, split)
     images = _first(root, _IMAGES[split], "images")
     kept = [one for one in map(_usable, labels) if len(one)][: most or None]
+    return _source(root, split, kept, functools.partial(_read_wider, images, kept))
+
+
+def _prepared_source(folder: Path, split: str, most: int) -> FaceSource:
+    records = widerface_tfds.PreparedFaces(folder, split)
+    usable = [(i, _usable(one)) for i, one in enumerate(records.scan())]
+    rows = [(i, one) for i, one in usable if len(one)][: most or None]
+
+    def read(row: int) -> tuple[np.ndarray, FaceLabels]:
+        image, labels = records.read(rows[row][0])
+        return image, _usable(labels)
+
+    return _source(folder, split, [one for _, one in rows], read)
+
+
+def _source(root: Path, split: str, kept: Sequence[FaceLabels], read: Read) -> FaceSource:
+    """The images with usable faces."""
     if not kept:
         raise DataError(f"{root}: no image of the {split} split has a usable face")
     _LOG.info("widerface: %d %s images in %s", len(kept), split, root)
     key = hashlib.sha256()
     for one in kept:
         key.update(repr((one.image, one.boxes.tolist(), one.landmarks.tolist())).encode())
-    read = functools.partial(_read_wider, images, kept)
     return FaceSource(tuple(_event_name(one) for one in kept), read, key.hexdigest())
+
+
+def _has_labels(root: Path) -> bool:
+    names = (name for part in (_LANDMARKS, _OFFICIAL) for own in part.values() for name in own)
+    return any((root / name).is_file() for name in names)
 
 
 def _read_labels(root: Path, split: str) -> list[FaceLabels]:
