@@ -5,7 +5,7 @@
 with x read bilinearly between pixels, zero outside the map. Reading is linear, so `w_t . x` can
 come first: one matrix product gives the map's contribution to every tap, and what is then gathered
 has the channels of the *output*, of which the layers of a context head have half or a quarter as
-many. On CPU that is 3 to 6 times as fast as sampling first, gradients 5 to 8 times.
+many.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from __future__ import annotations
 import jax.numpy as jnp
 import numpy as np
 
+from jaxcomp.ops.gather_sum import gather_sum
 from jaxcomp.types import Array
 
 TAPS = 9
@@ -34,20 +35,19 @@ def deform_conv(x: Array, offsets: Array, mask: Array, kernel: Array) -> Array:
     batch, height, width, channels = x.shape
     low, fraction = _positions(offsets)
     contributions = jnp.pad(x, _BORDER).reshape(-1, channels) @ _by_tap(kernel)
-    table = contributions.reshape(-1, kernel.shape[3])
+    table = contributions.reshape(batch, -1, kernel.shape[3])
     columns = width + 3
-    frame = (np.arange(batch) * (height + 3) * columns).reshape(-1, 1, 1, 1)
-    start = frame + low[..., 0] * columns + low[..., 1]
-    tap = np.arange(TAPS).reshape(1, 1, 1, -1)
-    total = jnp.zeros((), x.dtype)
-    for row in (0, 1):
-        for column in (0, 1):
-            weight = _weight(fraction[..., 0], row) * _weight(fraction[..., 1], column) * mask
-            index = (start + (row * columns + column)) * TAPS + tap
-            # In bounds by construction; saying so spares XLA the checks.
-            read = table.at[index].get(mode="promise_in_bounds")
-            total = total + read * weight[..., None].astype(x.dtype)
-    return total.sum(3)
+    tap = np.arange(TAPS, dtype=np.int32).reshape(1, 1, 1, -1)
+    first = (low[..., 0] * columns + low[..., 1]) * TAPS + tap
+    corners = [(i, j) for i in (0, 1) for j in (0, 1)]
+    index = jnp.stack([first + (i * columns + j) * TAPS for i, j in corners], -1)
+    weights = jnp.stack(
+        [_weight(fraction[..., 0], i) * _weight(fraction[..., 1], j) * mask for i, j in corners],
+        axis=-1,
+    )
+    index, weights = (a.reshape(batch, height * width, -1) for a in (index, weights))
+    total = gather_sum(table, index, weights.astype(x.dtype))
+    return total.reshape(batch, height, width, -1)
 
 
 def _positions(offsets: Array) -> tuple[Array, Array]:

@@ -26,3 +26,25 @@ def compile_loop(loop: Callable, signature: Any) -> Callable:
         return numba.njit(signature, cache=True, **options)(loop)
     except Exception:  # no directory to keep it in, a read-only one, or a damaged file in it
         return numba.njit(signature, **options)(loop)
+
+
+def kept(compiler: Callable | None = None, *arguments: Any, **options: Any) -> Callable:
+    """A decorator: `numba.njit`, or another compiler of numba's, its result kept as above.
+
+    Args:
+      compiler: default `numba.njit`.
+      *arguments: of it, such as a signature.
+      **options: of it.
+    """
+    import numba
+
+    make = compiler or numba.njit
+    options = {"error_model": "numpy", **options}
+
+    def decorate(function: Callable) -> Any:
+        try:
+            return make(*arguments, cache=True, **options)(function)
+        except Exception:  # as in `compile_loop`
+            return make(*arguments, **options)(function)
+
+    return decorate
