@@ -13,8 +13,9 @@ one map, one stream), `random` (one codec for each level in turn) or `level` (on
 The detector is frozen. Photos need no labels: the codec learns from what the detector's tail makes
 of the decoded features, and is judged by how far its detections agree with those of the uncoded
 features (from `evaluation.truth_score` on). A third of the photos, told by their names, is held
-out; of the crops of the others, those with a detection are used and as many without
-(`data.balanced`; not with `level`, which sees one level alone). docs/faces.md has results; `python
+out; of the crops of the others, those with a detection (from `data.found_score` on) are used and as
+many without (`data.balanced`; not with `level`, which sees one level alone). `data.around` adds so
+many crops around each detection in the photos to train on. docs/faces.md has results; `python
 -m jaxcomp evaluate RUN --out=FOLDER` puts image codecs beside it.
 """
 
@@ -35,7 +36,7 @@ def get_config(arg_string: str = ""):
         "face",
         detector={"kind": "face"},
         model={"levels": ("p3", "p4", "p5")},
-        data={"crop": 320, "crops": 24, "balanced": True},
+        data={"crop": 320, "crops": 24, "balanced": True, "around": 0, "found_score": 0.5},
         evaluation={"truth_score": 0.5},
         training={"level_weights": "elements"},
     )

@@ -19,6 +19,7 @@ from jaxcomp.errors import CheckpointError, ConfigError, DataError, ShapeError
 from jaxcomp.inspecting import describe_config
 from jaxcomp.interop.featherface_names import abstract_variables
 from jaxcomp.jobs import frozen_features
+from jaxcomp.jobs.found_faces import with_found
 from jaxcomp.loaders import FaceSplit, load_split_detector
 from jaxcomp.loaders_face import FACE_FILE, FACE_KIND, load_face_detector
 from jaxcomp.models.featherface import FACE_LEVELS, VARIANTS, FaceDetector
@@ -101,6 +102,37 @@ def test_photos_that_are_larger_than_the_canvas_are_shrunk():
     assert size == (32, 96) and (canvas[:32] == 7).all() and (canvas[32:] == photos.FILL).all()
     tiny = photos.crop_of(np.zeros((1, 1, 3), np.uint8), 32, np.random.default_rng(0))
     assert tiny.shape == (32, 32, 3)
+
+
+@pytest.mark.parametrize("box", [(30, 20, 50, 44), (0, 0, 9, 9), (110, 80, 120, 90)])
+def test_a_crop_around_an_object_shows_all_of_it(box):
+    image = np.zeros((90, 120, 3), np.uint8)
+    image[box[1] : box[3], box[0] : box[2]] = 255
+    area = (box[2] - box[0]) * (box[3] - box[1])
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        scale = np.random.default_rng(seed).uniform(*photos.SCALES)
+        crop = photos.crop_of(image, 64, rng, box)
+        seen = (crop[..., 0] > 100) & (crop[..., 2] > photos.FILL[2] + 20)
+        assert seen.sum() == pytest.approx(area * scale**2, rel=0.5)
+    whole = photos.crop_of(image, 32, np.random.default_rng(0), (0, 0, 120, 90))
+    assert whole.shape == (32, 32, 3)
+
+
+def test_training_photos_give_crops_around_what_is_found_in_them(folder, weights):
+    more = ("--config.data.around=3", "--config.data.found_score=0.3")
+    config = config_of(folder, weights, *more)
+    detector = load_split_detector(weights, "face")
+    copy = with_found(config, detector)
+    kept, _ = photos.photo_parts(config.data)
+    assert {len(row) for row in copy.data.found} == {5}
+    assert all(0 <= row[0] < len(kept) for row in copy.data.found)
+    plain, more = make_splits(config, 1), make_splits(copy, 1)
+    extra = more.steps_per_epoch - plain.steps_per_epoch
+    assert extra == 3 * len(copy.data.found) and more.fingerprint != plain.fingerprint
+    rows = list(more.train_once())
+    assert rows[-1]["image"].shape == (1, 64, 64, 3)
+    assert "found" not in with_found(config_of(folder, weights), detector).data
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,8 @@
 A photo's part follows from its name alone, so that it stays where it is when others are added:
 
     SHA-256(name) below val_share ──► held out, whole, shrunk where it exceeds the canvas
-    all others ─────────────────────► `crops` crops each, drawn from (seed, row) once and for all
+    all others ─────────────────────► `crops` crops each, drawn from (seed, row) once and for all,
+                                      and `around` crops that show each object that was found there
 
 What a photo does not fill has the colour that a face detector sees as zeros. Whoever measures on
 such photos brings the ground truth; here there is none.
@@ -16,6 +17,7 @@ import dataclasses
 import functools
 import hashlib
 import logging
+import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -77,16 +79,38 @@ def on_canvas(image: np.ndarray, height: int, width: int) -> tuple[np.ndarray, t
     return canvas, (rows, columns)
 
 
-def crop_of(image: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """A random square of a photo, uint8 [size, size, 3]: other scale, place, side and light."""
-    image = _resized(image, rng.uniform(*SCALES))
+def crop_of(
+    image: np.ndarray, size: int, rng: np.random.Generator, box: Sequence[float] | None = None
+) -> np.ndarray:
+    """A random square of a photo, uint8 [size, size, 3]: other scale, place, side and light.
+
+    Args:
+      image: uint8 [H, W, 3].
+      size: of the square, pixels.
+      rng: generator.
+      box: x0, y0, x1, y1 in pixels of the photo, which the square should hold.
+    """
+    scale = rng.uniform(*SCALES)
+    image = _resized(image, scale)
     spare = [max(n - size, 0) for n in image.shape[:2]]
-    top, left = (int(rng.integers(n + 1)) for n in spare)
+    places = [(0, n) for n in spare]
+    if box is not None:
+        low, high = np.multiply(box[1::-1], scale), np.multiply(box[:1:-1], scale)
+        places = [_holding(*v, size, n) for *v, n in zip(low, high, spare, strict=True)]
+    top, left = (int(rng.integers(first, last + 1)) for first, last in places)
     image = image[top : top + size, left : left + size]
     if rng.random() < 0.5:
         image = image[:, ::-1]
     gain, shift = rng.uniform(-JITTER, JITTER, 2)
     return on_canvas(relit(image, gain, shift), size, size)[0]
+
+
+def _holding(low: float, high: float, size: int, spare: int) -> tuple[int, int]:
+    """First and last start of a window of `size` that holds low to high, or else its middle."""
+    first, last = math.ceil(high - size), math.floor(low)
+    if first > last:  # larger than the window
+        first = last = round((low + high - size) / 2)
+    return min(max(first, 0), spare), min(max(last, 0), spare)
 
 
 def _resized(image: np.ndarray, scale: float) -> np.ndarray:
@@ -137,20 +161,21 @@ def photo_splits(config: Any, batch_size: int) -> DataSplits:
     """Batches {"image", "image_size" [B, 2], "image_id", "mask"} of the folder `data.dir`.
 
     Training images are [B, crop, crop, 3], held-out ones [B, height, width, 3], uint8 RGB.
-    `data.train_size` and `data.val_size` limit the photos of each part, 0 takes all.
+    `data.train_size` and `data.val_size` limit the photos of each part, 0 takes all. `data.found`,
+    if it is there, has (number of the training photo, x0, y0, x1, y1 in its pixels) of the objects
+    that `data.around` crops each should show.
 
     Raises:
       DataError: the folder is missing, or a part is empty.
     """
     section = config.data
-    files = photo_files(section.dir)
-    held = [p for p in files if held_out(p.name, section.val_share)][: section.val_size or None]
-    kept = [p for p in files if not held_out(p.name, section.val_share)]
-    kept = kept[: section.train_size or None]
+    kept, held = photo_parts(section)
+    found = section.get("found", ())
     size, fatal = (section.height, section.width), section.on_junk == "fatal"
     train = _Reader(
-        functools.partial(_crop_row, kept, section.crops, section.crop, section.seed),
-        len(kept) * section.crops, fatal, (section.crop, section.crop),
+        functools.partial(_crop_row, kept, found, section),
+        len(kept) * section.crops + len(found) * section.get("around", 0), fatal,
+        (section.crop, section.crop),
     )  # fmt: skip
     whole = _Reader(functools.partial(_whole_row, held, size), len(held), fatal, size)
     splits = pipeline.make_data_splits(
@@ -160,11 +185,29 @@ def photo_splits(config: Any, batch_size: int) -> DataSplits:
     return dataclasses.replace(splits, fingerprint=_fingerprint([kept, held], section))
 
 
+def photo_parts(section: Any) -> tuple[list[Path], list[Path]]:
+    """(Photos to train on, held-out ones) of a config's `data` section.
+
+    Raises:
+      DataError: the folder is missing or holds none.
+    """
+    files = photo_files(section.dir)
+    held = [p for p in files if held_out(p.name, section.val_share)]
+    kept = [p for p in files if not held_out(p.name, section.val_share)]
+    return kept[: section.train_size or None], held[: section.val_size or None]
+
+
 def _crop_row(
-    files: Sequence[Path], crops: int, size: int, seed: int, row: int
+    files: Sequence[Path], found: Sequence[Sequence[float]], section: Any, row: int
 ) -> tuple[np.ndarray, tuple[int, int]]:
-    rng = np.random.default_rng([seed, row])
-    return crop_of(read_image(files[row // crops]), size, rng), (size, size)
+    """A crop of any place of a photo, or behind all of these one around an object."""
+    size, crops = section.crop, section.crops
+    rng = np.random.default_rng([section.seed, row])
+    number, box, extra = row // crops, None, row - len(files) * crops
+    if extra >= 0:
+        first, *box = found[extra // section.around]
+        number = int(first)
+    return crop_of(read_image(files[number]), size, rng, box), (size, size)
 
 
 def _whole_row(
@@ -176,5 +219,7 @@ def _whole_row(
 def _fingerprint(parts: Sequence[Sequence[Path]], section: Any) -> str:
     """Of names and sizes of the files of both parts, and of what decides on their rows."""
     names = [[(p.name, p.stat().st_size) for p in part] for part in parts]
-    rows = [section[k] for k in ("crop", "crops", "seed", "height", "width")]
+    rows: list[Any] = [section[k] for k in ("crop", "crops", "seed", "height", "width")]
+    if section.get("found", ()):
+        rows += [section.around, section.found]
     return hashlib.sha256(repr((names, rows)).encode()).hexdigest()

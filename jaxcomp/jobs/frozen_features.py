@@ -214,7 +214,7 @@ def balanced(
         part = {name: training[name][start : start + _ROWS] for name in detector.levels}
         size = np.full((len(part[detector.levels[0]]), 2), config.data.crop, np.float32)
         found = detector.tail(part, size)
-        sure = np.asarray(found["scores"]) >= config.evaluation.truth_score
+        sure = np.asarray(found["scores"]) >= config.data.found_score
         hits.append((sure & np.asarray(found["valid"])).any(1))
     hit = np.concatenate(hits)
     with_object, without = np.flatnonzero(hit), np.flatnonzero(~hit)

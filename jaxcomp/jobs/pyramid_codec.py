@@ -22,6 +22,7 @@ from jaxcomp.data.levels import cached_levels, level_draws
 from jaxcomp.evaluate.split import FeatureCoder
 from jaxcomp.jobs import feature_codec as shared
 from jaxcomp.jobs import frozen_features
+from jaxcomp.jobs.found_faces import with_found
 from jaxcomp.jobs.frozen_features import AnyDetector, Judge
 from jaxcomp.jobs.job import Job, variables_of
 from jaxcomp.loaders import CODEC_FILE, PyramidCodec, codec_tree, save_codec
@@ -47,7 +48,7 @@ def build(config: Any) -> Job:
     treatment = TREATMENTS[config.model.name]
     detector = frozen_features.frozen_detector(config)
     frozen_features.check_channels(config, detector)
-    images = data.make_splits(frozen_features.with_classes(config, detector))
+    images = data.make_splits(with_found(config, detector))
     head = frozen_features.pyramid_head(config, detector)
     tail = frozen_features.tail_of(config, detector, head)
     splits, statistics = _data(config, detector, images, treatment == "random", tail)

@@ -2,8 +2,9 @@
 
     out[b, r] = sum_k  weights[b, r, k] table[b, index[b, r, k]]
 
-XLA's CPU backend computes every read's address anew for each channel, and keeps all that was read
-for the gradient. There two loops of numba do it, forward and backward: 4 to 10 times as fast.
+XLA's CPU backend draws what makes the addresses and weights into the reading, so that they are
+computed anew for each channel, and keeps all that was read for the gradient. There two loops of
+numba do it: a deformable convolution takes half the time, with its gradients a quarter.
 """
 
 from __future__ import annotations

@@ -17,6 +17,8 @@ LOSS = {
 PHOTOS = {
     "data.crops": (int, 1, math.inf, True),
     "data.crop": (int, 32, math.inf, True),
+    "data.around": (int, 0, math.inf, True),
+    "data.found_score": (float, 0, 1, True),
     "evaluation.truth_score": (float, 0, 1, True),
 }
 
