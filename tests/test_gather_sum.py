@@ -1,12 +1,18 @@
 """Weighted sums of table rows: both forms against numpy, gradients, several devices."""
 
+import re
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
+import jaxlib
 import numpy as np
 import pytest
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
+from jaxcomp.models.featherface_layers import ConvNorm
 from jaxcomp.ops import gather_sum as module
+from jaxcomp.ops import host_calls
 from jaxcomp.ops.gather_sum import gather_sum
 
 FORMS = [True, False]
@@ -31,8 +37,46 @@ def gradients(native, table, index, weights):
     return jax.jit(jax.grad(total, (0, 1)))(table, weights)
 
 
-def test_the_loops_can_be_called_here():
-    assert module.registered()
+def header_version():
+    """(major, minor) of the interface that this jaxlib offers, from the header it ships."""
+    file = Path(jaxlib.__file__).parent / "include/xla/ffi/api/c_api.h"
+    found = re.findall(r"#define XLA_FFI_API_(?:MAJOR|MINOR) (\d+)", file.read_text())
+    return tuple(map(int, found))
+
+
+def test_the_loops_can_be_called_where_the_interface_is_the_one_they_know():
+    assert module.registered() or header_version() != host_calls.VERSION
+
+
+def test_another_interface_is_refused_and_xla_does_the_work(monkeypatch):
+    """The handler tells a version that no XLA has: registration fails instead of guessing."""
+
+    def handler(frame):
+        extension = host_calls._words(host_calls._words(frame, 2)[1], 4)
+        host_calls._words(extension[3], 4)[3] = 99
+        return 0
+
+    with pytest.raises(Exception, match="version"):
+        host_calls.register("jaxcomp_test_of_another_version", handler)
+    monkeypatch.setattr(module, "registered", lambda: None)
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    arrays = drawn()
+    np.testing.assert_allclose(gather_sum(*arrays), expected(*arrays), atol=1e-5)
+
+
+@pytest.mark.parametrize("train", [True, False])
+def test_only_training_calls_foreign_loops(monkeypatch, train):
+    """An exported program must not need them."""
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    layer = ConvNorm(8, deformable=True)
+    x = jnp.zeros((1, 4, 4, 8))
+    variables = jax.eval_shape(lambda: layer.init(jax.random.key(0), x, False))
+    variables = jax.tree.map(lambda a: jnp.zeros(a.shape, a.dtype), variables)
+
+    def run(x):
+        return layer.apply(variables, x, train, mutable=["batch_stats"])[0]
+
+    assert ("ffi_call" in str(jax.make_jaxpr(run)(x))) == (train and bool(module.registered()))
 
 
 @pytest.mark.parametrize("native", FORMS)

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp import checkpoint
+from jaxcomp import trees
 from jaxcomp.codecs import factorised
 from jaxcomp.codecs.factorised import FactorisedCodec
 from jaxcomp.codecs.tables import build_tables
@@ -223,7 +223,7 @@ def _evaluate(
         "classes": list(held.classes),
         "feature_shape": list(maps.shape[1:]),
         "params": factorised.parameter_count(variables),
-        "params_digest": checkpoint.tree_digest(result.state.params),
+        "params_digest": trees.tree_digest(result.state.params),
         "detector_digest": head.digest,
         "loss_convention": LOSS_CONVENTION,
         **metrics,

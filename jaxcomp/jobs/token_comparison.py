@@ -22,7 +22,7 @@ from typing import Any
 
 import numpy as np
 
-from jaxcomp import checkpoint
+from jaxcomp import weights_file
 from jaxcomp.data.pictures import Pictures, load_pictures
 from jaxcomp.errors import CheckpointError, ConfigError, DataError
 from jaxcomp.evaluate.anchors import Anchor
@@ -54,7 +54,7 @@ def are_tokens(paths: Sequence[Path]) -> bool:
       CheckpointError: no codec is there, or one is damaged.
     """
     kinds = {
-        checkpoint.load_npz(path)[1].get("detector_kind") == KIND for path in codec_files(paths)
+        weights_file.load_npz(path)[1].get("detector_kind") == KIND for path in codec_files(paths)
     }
     if len(kinds) > 1:
         raise ConfigError("codecs of tokens and of detectors' features; compare them apart")

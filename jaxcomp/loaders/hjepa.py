@@ -19,7 +19,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from jaxcomp import checkpoint
+from jaxcomp import trees
 from jaxcomp.errors import CheckpointError, ConfigError
 from jaxcomp.interop.hjepa_weights import hjepa_from_torch
 from jaxcomp.interop.torch_weights import read_weights
@@ -117,7 +117,7 @@ class HJEPAModel:
     @functools.cached_property
     def digest(self) -> str:
         """SHA-256 of the weights, as the file stores it: names the network."""
-        return str(self.meta.get("digest") or checkpoint.tree_digest(self.variables))
+        return str(self.meta.get("digest") or trees.tree_digest(self.variables))
 
     def parameters(self) -> dict[str, int]:
         """Numbers of parameters: {"total", "trainable", "target_encoder"}."""

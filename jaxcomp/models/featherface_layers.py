@@ -117,7 +117,8 @@ class ConvNorm(nn.Module):
         apply = functools.partial(same_conv, x, stride=self.stride, groups=groups)
         if self.deformable:
             places = self._places(x)
-            apply = functools.partial(_deformed, x, places)
+            # Foreign loops are fast, but belong in no exported program: in training alone.
+            apply = functools.partial(_deformed, x, places, native=None if train else True)
         norm = nn.BatchNorm(
             use_running_average=not train,
             momentum=self.momentum,
@@ -140,8 +141,8 @@ class ConvNorm(nn.Module):
         return offsets, 2.0 * nn.sigmoid(modulation)
 
 
-def _deformed(x: Array, places: tuple[Array, Array], kernel: Array) -> Array:
-    return deform_conv(x, *places, kernel)
+def _deformed(x: Array, places: tuple[Array, Array], kernel: Array, native: bool | None) -> Array:
+    return deform_conv(x, *places, kernel, native=native)
 
 
 def _row(x: Array) -> Array:

@@ -20,7 +20,9 @@ TAPS = 9
 _BORDER = ((0, 0), (1, 2), (1, 2), (0, 0))  # zeros that positions outside the map read
 
 
-def deform_conv(x: Array, offsets: Array, mask: Array, kernel: Array) -> Array:
+def deform_conv(
+    x: Array, offsets: Array, mask: Array, kernel: Array, *, native: bool | None = True
+) -> Array:
     """A 3x3 deformable convolution with step 1 and padding 1.
 
     Args:
@@ -28,6 +30,7 @@ def deform_conv(x: Array, offsets: Array, mask: Array, kernel: Array) -> Array:
       offsets: [B, H, W, 18] pixels, (dy, dx) of each tap, taps in row-major order.
       mask: [B, H, W, 9] factors of the taps.
       kernel: [3, 3, C, M].
+      native: as of `gather_sum`; XLA's own form by default, which every backend can export.
 
     Returns:
       [B, H, W, M]. With zero offsets and a mask of ones, the plain convolution.
@@ -46,7 +49,7 @@ def deform_conv(x: Array, offsets: Array, mask: Array, kernel: Array) -> Array:
         axis=-1,
     )
     index, weights = (a.reshape(batch, height * width, -1) for a in (index, weights))
-    total = gather_sum(table, index, weights.astype(x.dtype))
+    total = gather_sum(table, index, weights.astype(x.dtype), native=native)
     return total.reshape(batch, height, width, -1)
 
 

@@ -46,7 +46,7 @@ def _plain(table: Array, index: Array, weights: Array) -> Array:
     batch, places, channels = table.shape
     start = (np.arange(batch, dtype=np.int32) * places).reshape(-1, 1, 1)
     # In bounds by the caller's word; saying so spares XLA the checks.
-    read = table.reshape(-1, channels).at[start + index].get(mode="promise_in_bounds")
+    read = jnp.asarray(table).reshape(-1, channels).at[start + index].get(mode="promise_in_bounds")
     return (read * weights[..., None]).sum(2)
 
 

@@ -3,10 +3,12 @@
 A handler gets one number, the address of the call frame. In words of 64 bits (`c_api.h` of XLA's
 foreign function interface, which comes with jaxlib):
 
-    frame      1 first extension   2 interface   9 argument buffers   14 result buffers
-    extension  1 (low half) kind   3 where the version is wanted, in words 1 to 3
-    interface  2 to 4 its version
+    frame      1 first extension   9 argument buffers   14 result buffers
+    extension  1 (low half) kind   3 where our version is wanted, in its word 3
     buffer     3 data   5 extents
+
+That is the layout of `VERSION`, which XLA is told when a handler is registered, as it is told by
+compiled ones: an interface that has become another refuses, and `register` raises.
 
 Python is not entered: the loops run in XLA's own threads. Importing this module imports numba.
 """
@@ -26,7 +28,9 @@ from numba.extending import intrinsic
 from jaxcomp.ops.native import kept
 
 ARGUMENTS, RESULTS = 9, 14  # words of the frame
+VERSION = (0, 3)  # XLA_FFI_API_MAJOR and _MINOR of the header that this was written after
 _METADATA = 1  # kind of the extension that asks for the version and nothing else
+_PACKED = VERSION[0] | VERSION[1] << 32
 
 
 @intrinsic
@@ -44,14 +48,14 @@ def _words(address, count):
 
 @kept()
 def version_asked(frame):
-    """Whether XLA wants nothing but the version of the interface; it has it then."""
-    head = _words(frame, 3)
-    if head[1] == 0:
+    """Whether XLA wants nothing but our version of the interface; it has it then."""
+    first = _words(frame, 2)[1]
+    if first == 0:
         return False
-    extension = _words(head[1], 4)
+    extension = _words(first, 4)
     if extension[1] & 0xFFFFFFFF != _METADATA:
         return False
-    _words(extension[3], 4)[1:4] = _words(head[2], 5)[2:5]
+    _words(extension[3], 4)[3] = _PACKED
     return True
 
 
@@ -83,7 +87,12 @@ def register(name: str, handler: Callable[[int], int]) -> Any:
     Args:
       name: of the call.
       handler: a function of the frame's address that returns 0.
+
+    Raises:
+      Exception: this jaxlib has another interface; of which type is not documented.
     """
+    # A backend that starts later would fail as a whole if it refused the handler.
+    jax.local_devices(backend="cpu")
     compiled = kept(cfunc, types.int64(types.int64))(handler)
     capsule = jax.ffi.pycapsule(ctypes.c_void_p(compiled.address))
     jax.ffi.register_ffi_target(name, capsule, platform="cpu")
