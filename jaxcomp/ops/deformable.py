@@ -43,10 +43,10 @@ def deform_conv(
     tap = np.arange(TAPS, dtype=np.int32).reshape(1, 1, 1, -1)
     first = (low[..., 0] * columns + low[..., 1]) * TAPS + tap
     corners = [(i, j) for i in (0, 1) for j in (0, 1)]
-    index = jnp.stack([first + (i * columns + j) * TAPS for i, j in corners], -1)
+    index = jnp.stack([first + (i * columns + j) * TAPS for i, j in corners], -2)
     weights = jnp.stack(
         [_weight(fraction[..., 0], i) * _weight(fraction[..., 1], j) * mask for i, j in corners],
-        axis=-1,
+        axis=-2,
     )
     index, weights = (a.reshape(batch, height * width, -1) for a in (index, weights))
     total = gather_sum(table, index, weights.astype(x.dtype), native=native)

@@ -10,6 +10,7 @@ numba do it: a deformable convolution takes half the time, with its gradients a 
 from __future__ import annotations
 
 import functools
+import math
 from typing import Any
 
 import jax
@@ -19,6 +20,7 @@ import numpy as np
 Array = jax.Array
 
 # As `gather_loops` registers them, which is imported where they are needed.
+_AT_ONCE = 9
 FORWARD, BACKWARD = "jaxcomp_gather_sum", "jaxcomp_gather_sum_gradient"
 
 
@@ -42,12 +44,17 @@ def gather_sum(table: Array, index: Array, weights: Array, *, native: bool | Non
 
 
 def _plain(table: Array, index: Array, weights: Array) -> Array:
-    """In XLA's form."""
+    """In XLA's form, some reads at a time: all at once take three times as long on a CPU."""
     batch, places, channels = table.shape
     start = (np.arange(batch, dtype=np.int32) * places).reshape(-1, 1, 1)
-    # In bounds by the caller's word; saying so spares XLA the checks.
-    read = jnp.asarray(table).reshape(-1, channels).at[start + index].get(mode="promise_in_bounds")
-    return (read * weights[..., None]).sum(2)
+    rows, total = jnp.asarray(table).reshape(-1, channels), jnp.zeros((), table.dtype)
+    size = math.gcd(index.shape[2], _AT_ONCE)
+    for first in range(0, index.shape[2], size):
+        some = slice(first, first + size)
+        # In bounds by the caller's word; saying so spares XLA the checks.
+        read = rows.at[start + index[..., some]].get(mode="promise_in_bounds")
+        total = total + read * weights[..., some, None]
+    return total.sum(2)
 
 
 @jax.custom_vjp
