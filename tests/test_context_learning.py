@@ -1,9 +1,11 @@
 """Tables that are learned: near the source's entropy, and refined ones better on new streams."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 
-from jaxcomp.codecs import context_learning
+from jaxcomp.codecs import context_learning, occupancy
 from jaxcomp.codecs import context_mixing as cm
 
 SYMBOLS, COARSE, FINE = 12, 4, 600
@@ -73,12 +75,43 @@ def test_few_symbols_give_valid_tables(problem, refined):
     assert mixture.weights.sum() == 256
 
 
-def test_a_part_of_the_symbols_is_enough_for_the_weights(problem):
+@pytest.mark.parametrize("refined", [False, True])
+def test_what_is_fitted_may_see_a_part_but_all_symbols_are_counted(problem, refined):
     _, streams = problem
-    whole = context_learning.fit(streams[:4], SYMBOLS)
-    part = context_learning.fit(streams[:4], SYMBOLS, most=3000)
-    np.testing.assert_allclose(part.weights, whole.weights, atol=30)
-    assert bits(part, streams[4:]) < bits(whole, streams[4:]) * 1.02
+    whole = context_learning.fit(streams[:4], SYMBOLS, refined=refined)
+    part = context_learning.fit(streams[:4], SYMBOLS, most=700, refined=refined)
+    few = context_learning.fit(
+        [(s[:60], c._replace(neighbours=c.neighbours[:60] * 0 + 175, base=c.base[:60],
+                              sets=c.sets[:60])) for s, c in streams[:4]],
+        SYMBOLS, refined=refined,
+    )  # fmt: skip
+    cost = {name: bits(m, streams[4:]) for name, m in
+            (("whole", whole), ("part", part), ("few", few))}  # fmt: skip
+    assert cost["part"] < cost["whole"] * 1.02 < cost["few"]
+
+
+def test_memory_does_not_grow_with_streams_that_are_only_counted():
+    """Maps of thousands of sweeps are counted one by one."""
+
+    def peak(count):
+        rng, seen = np.random.default_rng(0), occupancy.map_contexts((64, 64))
+        maps = ((rng.random(4096) < 0.05).astype(np.int32) for _ in range(count))
+        tracemalloc.start()
+        context_learning.fit(((one, seen) for one in maps), 2, most=8192)
+        found = tracemalloc.get_traced_memory()[1]
+        tracemalloc.stop()
+        return found
+
+    assert peak(48) < 1.3 * peak(8)
+
+
+@pytest.mark.parametrize("refined", [False, True])
+def test_streams_without_a_symbol_give_tables(problem, refined):
+    _, streams = problem
+    _, c = streams[0]
+    empty = c._replace(neighbours=c.neighbours[:0], base=c.base[:0], sets=c.sets[:0])
+    mixture = context_learning.fit([(np.zeros(0, np.int32), empty)], SYMBOLS, refined=refined)
+    assert mixture.symbols == SYMBOLS
 
 
 def test_no_stream_is_refused():

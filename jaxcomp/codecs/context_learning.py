@@ -2,7 +2,7 @@
 
 A row of an expert is (counts + a p) / (sum + a): p is what to believe of a context that was hardly
 seen, a (chosen for each expert) how strongly. The weights maximise the likelihood of the mixture by
-expectation maximisation (Dempster et al., 1977). Everything is judged by leaving the symbol itself
+expectation maximisation (Dempster et al., 1977). A row is judged by leaving the symbol itself
 out of its counts, or else the finest contexts would always win.
 
 At first p is the distribution over all contexts. Refined tables take two more turns:
@@ -28,35 +28,36 @@ _SHRINKAGE = (0.25, 1.0, 4.0, 16.0, 64.0, 256.0)  # strengths a that are tried
 _TURNS = 2  # of shared counts
 _EM_STEPS = 30  # of the weights
 _LEAST = 1 / 40  # smaller weights are dropped
-_MOST = 1 << 20  # symbols that the weights are fitted on
+_MOST = 1 << 17  # symbols that the weights are fitted on; four times as many change nothing
 _TINY = 1e-300
 
 
 @dataclasses.dataclass(frozen=True)
 class _Streams:
-    """All training streams, one after the other.
+    """Training streams, one after the other, or every so-manieth of their symbols.
 
     Attributes:
-      rows: [T] int64 for each expert, the row of every symbol.
-      sizes: rows of each expert.
-      sets: [T], which weights count.
+      rows: int32 [J, T], the row of every symbol in the table of each expert.
+      sets: int32 [T], which weights count.
+      values: int32 [T], the symbols.
+      sizes: [J], rows of each expert.
       weight_sets: their number.
-      values: [T], the symbols.
       symbols: n, the size of the alphabet.
     """
 
-    rows: list[np.ndarray]
-    sizes: tuple[int, ...]
+    rows: np.ndarray
     sets: np.ndarray
-    weight_sets: int
     values: np.ndarray
+    sizes: tuple[int, ...]
+    weight_sets: int
     symbols: int
 
-    def thinned(self, most: int) -> _Streams:
-        """At most so many symbols, evenly taken."""
-        some = slice(None, None, -(-len(self.values) // most) or 1)
-        rows = [row[some] for row in self.rows]
-        return dataclasses.replace(self, rows=rows, sets=self.sets[some], values=self.values[some])
+    def counted(self, shares: np.ndarray) -> list[np.ndarray]:
+        """[size, n] for each expert: how much of every symbol was seen in every row."""
+        return [
+            _counted(row, self.values, share, size, self.symbols)
+            for row, size, share in zip(self.rows, self.sizes, shares, strict=True)
+        ]
 
 
 def fit(
@@ -67,32 +68,31 @@ def fit(
 ) -> Mixture:
     """Learns tables and weights.
 
+    All symbols are counted. What is fitted (the weights, the strengths a) looks at `most` of them.
+    Unrefined tables keep no more than these in memory; refined ones keep all, some 12 bytes for
+    each expert and symbol, and take four to five times as long.
+
     Args:
       streams: (symbols, contexts) of training streams; all contexts have the same sizes.
       symbols: n.
-      most: symbols that the weights are fitted on, evenly taken from all.
-      refined: whether rows are refined, which takes three times as long; of no more than `most`
-        symbols, from which the tables are learned too then.
+      most: symbols that weights and strengths are fitted on, evenly taken from all.
+      refined: whether rows are refined.
 
     Raises:
       ValueError: there is no stream.
     """
-    every = _joined(streams, symbols)
-    some = every.thinned(most)
-    data = some if refined else every
-    ones = np.ones(len(data.values), np.float32)
-    whole = np.bincount(data.values, minlength=symbols)
+    data, counts = _collected(streams, symbols, None if refined else most)
+    some = slice(None, None, -(-len(data.values) // most) or 1)
+    whole = counts[0].sum(0)
     prior = (whole + 1.0 / symbols) / (whole.sum() + 1.0)
     priors = [np.broadcast_to(prior, (size, symbols)) for size in data.sizes]
-    tables, alone = _tables(data, some, priors, [ones] * len(data.sizes))
-    weights, shares = _weights(alone, some)
-    if refined:
-        priors = [_said_by_others(data, tables, shares, j, prior) for j in range(len(tables))]
-        tables, alone = _tables(data, some, priors, [ones] * len(data.sizes))
-        weights, shares = _weights(alone, some)
+    ones = np.ones(data.rows.shape, np.float32)
+    tables, weights, shares = _turn(data, counts, priors, ones, some)
+    if refined and len(data.values):
+        told = [_said_by_others(data, tables, shares, j, prior) for j in range(len(tables))]
+        tables, weights, shares = _turn(data, counts, told, ones, some)
         for _ in range(_TURNS):
-            tables, alone = _tables(data, some, priors, list(shares.T))
-            weights, shares = _weights(alone, some)
+            tables, weights, shares = _turn(data, data.counted(shares), told, shares, some)
     cdf = np.concatenate([integer_rows(table) for table in tables])
     return Mixture(cdf, np.asarray(data.sizes, np.int32), _whole_weights(weights))
 
@@ -105,61 +105,92 @@ def integer_rows(p: np.ndarray) -> np.ndarray:
     return np.cumsum(f, 1)[:, :-1].astype(np.uint16)
 
 
-def _joined(streams: Iterable[tuple[np.ndarray, Contexts]], symbols: int) -> _Streams:
-    rows, sets, values, last = [], [], [], None
+def _collected(
+    streams: Iterable[tuple[np.ndarray, Contexts]], symbols: int, most: int | None
+) -> tuple[_Streams, list[np.ndarray]]:
+    """The streams, thinned to at most `most` symbols, and the counts [size, n] of all of them."""
+    parts: list[list[np.ndarray]] = []
+    counts: list[np.ndarray] = []
+    stride, last = 1, None
     for stream, c in streams:
-        padded = np.append(np.asarray(stream, np.int64), c.classes.shape[1] - 1)
-        at = np.where(c.neighbours < np.arange(len(stream))[:, None], c.neighbours, len(stream))
-        seen = padded[at]  # [T, M]
-        own = c.base.astype(np.int64)
-        for j in range(own.shape[1]):
-            own[:, j] += c.classes[j][seen] @ c.stride[j]
-        rows.append(own)
-        sets.append(c.sets)
-        values.append(padded[:-1])
+        rows, values = _rows_of(stream, c)
+        new = [_counted(r, values, None, n, symbols) for r, n in zip(rows, c.sizes, strict=True)]
+        counts = [a + b for a, b in zip(counts, new, strict=True)] if counts else new
+        parts.append([x[..., ::stride].copy() for x in (rows, c.sets, values)])
+        while most is not None and sum(len(part[2]) for part in parts) > most:
+            stride *= 2
+            parts = [[x[..., ::2].copy() for x in part] for part in parts]
         last = c
     if last is None:
         raise ValueError("no stream is given to learn context tables from")
-    joined = np.concatenate(rows)
-    each = [np.ascontiguousarray(joined[:, j]) for j in range(joined.shape[1])]
-    sizes, number = tuple(last.sizes), last.weight_sets
-    return _Streams(each, sizes, np.concatenate(sets), number, np.concatenate(values), symbols)
+    rows, sets, values = (np.concatenate(x, -1) for x in zip(*parts, strict=True))
+    return _Streams(rows, sets, values, tuple(last.sizes), last.weight_sets, symbols), counts
 
 
-def _tables(
-    data: _Streams, judged: _Streams, priors: list[np.ndarray], shares: list[np.ndarray]
-) -> tuple[list[np.ndarray], np.ndarray]:
-    """Rows of every expert, and the probability [T, J] of the judged symbols without themselves.
+def _rows_of(stream: np.ndarray, c: Contexts) -> tuple[np.ndarray, np.ndarray]:
+    """(int32 [J, T], the row of every symbol for each expert; int32 [T], the symbols)."""
+    padded = np.append(np.asarray(stream, np.int32), c.classes.shape[1] - 1).astype(np.int32)
+    at = np.where(c.neighbours < np.arange(len(stream))[:, None], c.neighbours, len(stream))
+    seen = padded[at]  # [T, M]
+    rows = [
+        base + own[seen] @ stride
+        for base, own, stride in zip(c.base.T, c.classes, c.stride, strict=True)
+    ]
+    return np.stack(rows).astype(np.int32), padded[:-1]
+
+
+def _counted(
+    row: np.ndarray, values: np.ndarray, share: np.ndarray | None, size: int, symbols: int
+) -> np.ndarray:
+    place = row.astype(np.int64) * symbols + values
+    return np.bincount(place, share, size * symbols).reshape(size, symbols).astype(np.float64)
+
+
+def _turn(
+    data: _Streams,
+    counts: list[np.ndarray],
+    priors: list[np.ndarray],
+    shares: np.ndarray,
+    some: slice,
+) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """(tables, weights [S, J], the share [J, T] that each expert now has in every symbol).
 
     Args:
-      data: what is counted.
-      judged: what the strengths are chosen on: `data`, or a part of it where all shares are 1.
-      priors: [size, n] for each expert.
-      shares: [T] for each expert, how much of each symbol counts.
+      data: the symbols.
+      counts: [size, n] for each expert.
+      priors: the same, what to believe of a row.
+      shares: [J, T], how much of each symbol of `data` the counts hold.
+      some: the part of `data` that strengths and weights are fitted on.
     """
-    tables, alone = [], []
-    for row, size, prior, share, at in zip(
-        data.rows, data.sizes, priors, shares, judged.rows, strict=True
+    tables, alone = [], np.empty(data.rows.shape, np.float32)
+    for j, (row, seen, prior, share) in enumerate(
+        zip(data.rows, counts, priors, shares, strict=True)
     ):
-        flat = np.bincount(row * data.symbols + data.values, share, size * data.symbols)
-        counts = flat.reshape(size, data.symbols)
-        own = share[: len(at)]
-        found = _left_out(counts, prior, own, at, judged.values)
-        best = int(np.argmax([(own * np.log(np.maximum(p, _TINY))).sum() for p in found]))
-        a = _SHRINKAGE[best]
-        tables.append((counts + a * prior) / (counts.sum(1, keepdims=True) + a))
-        alone.append(found[best])
-    return tables, np.stack(alone, 1)
+        part = (row[some], data.values[some], share[some])
+        likely = [(share[some] * _log(_left_out(seen, prior, a, *part))).sum() for a in _SHRINKAGE]
+        a = _SHRINKAGE[int(np.argmax(likely))]
+        tables.append((seen + a * prior) / (seen.sum(1, keepdims=True) + a))
+        alone[j] = _left_out(seen, prior, a, row, data.values, share)
+    weights = _weights(alone[:, some], data.sets[some], data.weight_sets)
+    return tables, weights, _shares(weights, alone, data.sets)
 
 
 def _left_out(
-    counts: np.ndarray, prior: np.ndarray, share: np.ndarray, rows: np.ndarray, values: np.ndarray
-) -> list[np.ndarray]:
-    """Probability of every symbol, itself not counted, for each strength."""
+    counts: np.ndarray,
+    prior: np.ndarray,
+    a: float,
+    rows: np.ndarray,
+    values: np.ndarray,
+    share: np.ndarray,
+) -> np.ndarray:
+    """Probability [T] of every symbol, itself not counted."""
     own = np.maximum(counts[rows, values] - share, 0)
     total = np.maximum(counts.sum(1)[rows] - share, 0)
-    believed = prior[rows, values]
-    return [(own + a * believed) / (total + a) for a in _SHRINKAGE]
+    return (own + a * prior[rows, values]) / (total + a)
+
+
+def _log(p: np.ndarray) -> np.ndarray:
+    return np.log(np.maximum(p, _TINY))
 
 
 def _said_by_others(
@@ -169,7 +200,7 @@ def _said_by_others(
 
     Rows that never occur get the distribution over all contexts.
     """
-    weight = shares.mean(0)
+    weight = shares.mean(1)
     said = np.zeros((data.sizes[j], data.symbols))
     for i, table in enumerate(tables):
         if i != j and weight[i] >= _LEAST:
@@ -182,20 +213,20 @@ def _said_by_others(
     return np.where(total > 0, said / np.maximum(total, _TINY), prior)
 
 
-def _weights(p: np.ndarray, data: _Streams) -> tuple[np.ndarray, np.ndarray]:
-    """(weights [S, J], the share [T, J] that each expert has in a symbol) from probabilities."""
-    weights = np.full((data.weight_sets, p.shape[1]), 1.0 / p.shape[1])
+def _weights(p: np.ndarray, sets: np.ndarray, number: int) -> np.ndarray:
+    """Weights [S, J] of the experts from their probabilities [J, T]."""
+    weights = np.full((number, len(p)), 1.0 / len(p))
     for _ in range(_EM_STEPS):
-        share = _shares(weights, p, data)
-        columns = [np.bincount(data.sets, column, data.weight_sets) for column in share.T]
+        columns = [np.bincount(sets, share, number) for share in _shares(weights, p, sets)]
         weights = np.stack(columns, 1) + 1e-3
         weights /= weights.sum(1, keepdims=True)
-    return weights, _shares(weights, p, data)
+    return weights
 
 
-def _shares(weights: np.ndarray, p: np.ndarray, data: _Streams) -> np.ndarray:
-    share = weights[data.sets] * p
-    return share / np.maximum(share.sum(1, keepdims=True), _TINY)
+def _shares(weights: np.ndarray, p: np.ndarray, sets: np.ndarray) -> np.ndarray:
+    """[J, T] float32: by how much each expert foretold every symbol."""
+    share = weights.astype(np.float32).T[:, sets] * p
+    return share / np.maximum(share.sum(0), np.float32(1e-30))
 
 
 def _whole_weights(weights: np.ndarray) -> np.ndarray:
