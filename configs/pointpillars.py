@@ -3,8 +3,8 @@
     python -m jaxcomp.main --config=configs/pointpillars.py          # embedded lidar scenes
     python -m jaxcomp.main --config=configs/pointpillars.py:kitti    # the original's full size
 
-The first takes 14 minutes of processor time with making the scenes (32 minutes on 2 cores of an AMD
-EPYC that were busy with other work) and gives 88.0 % mean 3-D AP (moderate, 40 recalls; Car 89.1,
+The first takes 8.1 minutes on 2 idle cores of an AMD EPYC, making the scenes included (12.9 minutes
+of processor time), and gives 88.0 % mean 3-D AP (moderate, 40 recalls; Car 89.1,
 Pedestrian 80.7, Cyclist 94.2) on 150 held-out synthetic sweeps: the weights that ship with the
 package. The second was run for a few steps only, see docs/lidar.md.
 

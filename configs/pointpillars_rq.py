@@ -6,9 +6,9 @@ r"""Progressive residual quantisation of PointPillars' bird's-eye-view features:
     python -m jaxcomp.main --config=configs/pointpillars_rq.py --mode=eval --rq_ckpt=RUN_OR_FILE \
         --eval_num_codebooks=3 --eval_num_embeddings=64
 
-The first takes 10 minutes on 2 cores of an AMD EPYC (12.7 minutes of processor time). On 60
-held-out synthetic sweeps, 3-D AP is then 90.1 with all codebooks, 9.4 kB a sweep, and 85.1 with one
-of 64 rows, 1.4 kB; with the features as they are, 3.7 MB, it is 89.2. The whole table stands in
+The first takes 8.7 minutes on 2 idle cores of an AMD EPYC (14.8 minutes of processor time). On 60
+held-out synthetic sweeps, 3-D AP is then 90.1 with all codebooks, 9.3 kB a sweep, and 85.1 with one
+of 64 rows, 1.3 kB; with the features as they are, 3.7 MB, it is 89.2. The whole table stands in
 docs/residual_codes.md. The second command was not run.
 
 The `kitti` profile reads KITTI from --config.data.dir=FOLDER or KITTI_ROOT and quantises the
@@ -61,7 +61,7 @@ def get_config(arg_string: str = ""):
             "rq_ckpt": "",  # codebooks to measure with --mode=eval; or --rq_ckpt
             "use_num_codebook": 0,  # 0: the whole grid; or --eval_num_codebooks
             "use_num_embedding": (0,),  # one number, or one for each codebook
-            "table_frames": 1000,
+            "table_frames": 1000,  # training sweeps that tables are learned from
             "anchors": True,
         },
     )

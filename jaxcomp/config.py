@@ -34,6 +34,7 @@ __all__ = [
     "base_config",
     "changes_result",
     "codec_config",
+    "description",
     "digest",
     "flatten",
     "load_config",
@@ -293,12 +294,34 @@ def load_config(spec: str, overrides: Iterable[str] = ()) -> ConfigDict:
     Raises:
       ConfigError: the file is missing, fails or has no `get_config`, or the config is not valid.
     """
+    path, args = _config_file(spec)
+    return validate(apply_overrides(_run_file(path, args), overrides))
+
+
+def description(spec: str) -> str:
+    """What a config file says of itself: its docstring, "" if it has none.
+
+    Args:
+      spec: as of `load_config`; the arguments do not matter.
+
+    Raises:
+      ConfigError: the file is missing or no Python.
+    """
+    path, _ = _config_file(spec)
+    try:
+        return ast.get_docstring(ast.parse(Path(path).read_text())) or ""
+    except (SyntaxError, ValueError) as error:
+        raise ConfigError(f"{path}: {error}") from error
+
+
+def _config_file(spec: str) -> tuple[str, str]:
+    """(path, arguments) of `FILE.py:ARGS`; raises `ConfigError` if there is no such file."""
     path, _, args = spec.partition(":")
     if not Path(path).is_file():
         folder = Path(path).parent
         valid = [str(p) for p in sorted(folder.glob("*.py"))] if folder.is_dir() else []
         raise ConfigError(f"--config={path!r} is not a file; {nearest(path, valid)}")
-    return validate(apply_overrides(_run_file(path, args), overrides))
+    return path, args
 
 
 def split_argv(argv: Sequence[str]) -> tuple[str | None, list[str], list[str]]:

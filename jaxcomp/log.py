@@ -141,6 +141,9 @@ def rate_distortion_ratio(metrics: Mapping[str, float], rate_weight: float) -> f
     return rate / distortion
 
 
+_SHOWN = ("loss", "mse", "bpp", "vq_loss", "det_loss", "grad_norm")
+
+
 def epoch_lines(
     record: Mapping[str, Any], config: Any, best: bool, step_ms: float | None, input_wait: float
 ) -> list[str]:
@@ -159,10 +162,11 @@ def epoch_lines(
     weight, lines = config.training.rate_weight, []
     for split in ("train", "val"):
         values = record[split]
-        shown = [f"{k} {values[k]:.6g}" for k in ("loss", "mse", "bpp", "grad_norm") if k in values]
+        shown = [f"{k} {values[k]:.6g}" for k in _SHOWN if k in values]
         mark = " (best)" if best and split == "val" else ""
         lines.append(
-            f"Epoch {record['epoch']}/{config.training.epochs} {split}: {' '.join(shown)}{mark}"
+            f"Epoch {record['epoch']}/{config.training.epochs} {split}: "
+            f"{_stage_words(values)}{' '.join(shown)}{mark}"
         )
     ratio = rate_distortion_ratio(record["val"], weight)
     if ratio is not None:
@@ -172,8 +176,17 @@ def epoch_lines(
             f"Ratio: {ratio:.3f}"
         )
     speed = "" if step_ms is None else f" step {step_ms:.1f} ms, waiting for data {input_wait:.1%}"
-    lines.append(f"LR: {record['lr']:.2e} Lambda: {weight:.2e}{speed}")
+    rate_words = f" Lambda: {weight:.2e}" if weight else ""
+    lines.append(f"LR: {record['lr']:.2e}{rate_words}{speed}")
     return lines
+
+
+def _stage_words(values: Mapping[str, float]) -> str:
+    """Which codebook learns with how many rows, where a task tells it."""
+    if not {"codebook_idx", "embed_size"} <= set(values):
+        return ""
+    how = ", averages" if values.get("warmup") else ""
+    return f"codebook {values['codebook_idx']:.0f}, {values['embed_size']:.0f} rows{how}: "
 
 
 def parameter_overview(params: PyTree) -> str:

@@ -31,6 +31,7 @@ Trains one workload, evaluates it with real bytes, and writes a report.
                            are too large for one; a run may go on with another N
   --rq_ckpt=FILE --eval_num_codebooks=K --eval_num_embeddings=N    with --mode=eval: measure
                            saved codebooks of pointpillars_rq.py at a point (N may be 256,256,16)
+  --help                   this text; with --config=FILE also what the file says of itself
   --debug                  show the whole trace of an error
 
 Run the same command again after a crash or a kill: the run continues where it was.
@@ -81,6 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             return 0
         if args.help or spec is None:
             print(HELP, end="", file=sys.stdout if args.help else sys.stderr)
+            if spec:
+                print(f"\n{spec}:\n\n{config_lib.description(spec)}")
             return 0 if args.help else 2
         config = config_lib.load_config(spec, overrides)
         _join(args)
@@ -129,9 +132,11 @@ def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: f
     """Trains (or only evaluates) a validated config; returns the summary."""
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
     from jaxcomp import processes
-    from jaxcomp.jobs import evaluate_saved, runner
+    from jaxcomp.jobs import check_training, evaluate_saved, runner
 
-    if mode == "eval" and processes.from_primary(
+    if mode == "train":
+        check_training(config)
+    elif processes.from_primary(
         lambda: evaluate_saved(config, workdir), "measurement of saved weights"
     ):
         return None

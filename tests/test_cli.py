@@ -126,3 +126,14 @@ def test_help_teaches(capsys):
     out = capsys.readouterr().out
     assert "--workdir" in out and "examples:" in out
     assert train_main([]) == 2
+
+
+def test_help_of_a_config_is_what_the_file_says(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(ROOT)
+    assert train_main(["--config=configs/fpn_level.py:level=2", "--help"]) == 0
+    out = capsys.readouterr().out
+    assert "--workdir" in out and "level=0" in out.split("configs/fpn_level.py:level=2:")[1]
+    assert train_main(["--config=configs/nowhere.py", "--help"]) == 1
+    (tmp_path / "bad.py").write_text("def (")
+    assert train_main([f"--config={tmp_path / 'bad.py'}", "--help"]) == 1
+    assert capsys.readouterr().err.count("error:") == 2

@@ -81,6 +81,15 @@ def test_the_balance_shows_what_the_ratio_is_of():
     assert "rate 1.000e+00 | distortion 4.000e+00 | Ratio: 0.250" in lines
 
 
+def test_an_epoch_names_the_stage_where_there_is_one():
+    train = {"loss": 1.0, "codebook_idx": 1.0, "embed_size": 64.0, "warmup": 1.0}
+    record = {"epoch": 3, "lr": 0.0, "train": train, "val": {"loss": 0.5, "det_loss": 0.25}}
+    lines = log.epoch_lines(record, toy.config(training__rate_weight="0"), True, 7.0, 0.0)
+    assert lines[0].endswith("train: codebook 1, 64 rows, averages: loss 1")
+    assert lines[1].endswith("val: loss 0.5 det_loss 0.25 (best)")
+    assert lines[2] == "LR: 0.00e+00 step 7.0 ms, waiting for data 0.0%"
+
+
 def test_other_processes_write_nothing(tmp_path):
     with log.RunLog(tmp_path, settings(), total_steps=1, primary=False) as out:
         out.record("batch", 1, {"loss": 1.0})

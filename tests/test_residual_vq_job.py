@@ -159,6 +159,21 @@ def test_evaluating_needs_codebooks(place, capsys):
     assert "needs --rq_ckpt=FILE" in capsys.readouterr().err
 
 
+def test_a_point_of_a_run_is_printed_and_the_run_stays(place, run, capsys):
+    before = (run / "grid.json").read_bytes()
+    assert evaluate(place, run, "--eval_num_codebooks=1", "--eval_num_embeddings=4") == 0
+    printed = capsys.readouterr().out
+    assert "| 1x4 codes |" in printed and "| 2x4 codes |" not in printed
+    assert (run / "grid.json").read_bytes() == before
+
+
+def test_codebooks_to_measure_are_not_trained(place, tmp_path, capsys):
+    words = argv(place, tmp_path / "run")
+    assert main.main([*words, "--rq_ckpt=nowhere.npz"]) == 1
+    assert "add --mode=eval" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 def test_evaluating_again_leaves_the_table_of_a_run_alone(place, run, capsys):
     before = (run / "grid.json").read_bytes()
     assert evaluate(place, run, f"--rq_ckpt={run}", "--eval_num_codebooks=1") == 1

@@ -129,6 +129,8 @@ def test_metrics_name_the_stage_and_the_losses_fall(trained):
     _, metrics, _ = trained
     assert [m["stage_idx"] for m in metrics[::6]] == [0, 1, 2, 3]
     assert [m["embed_size"] for m in metrics[::6]] == [2, 5, 2, 5]
+    applied = [m["lr_scale"] for m in metrics[:5]]  # what really multiplies the learning rate
+    np.testing.assert_allclose(applied, [0, 0, 1, 1, 0.5], atol=1e-6)
     assert all(np.isfinite(list(m.values())).all() for m in metrics)
     last = [m["vq_loss"] for m in metrics[5::6]]
     assert last[0] > last[1] and last[0] > last[3]

@@ -98,6 +98,9 @@ def build_job(config: Any) -> Any:
 def evaluate_saved(config: Any, workdir: str) -> bool:
     """Measures the weights that `config.evaluation` names; False if it names none.
 
+    A point asked of a run (`--workdir=RUN --eval_num_codebooks=2`) is measured and printed; the
+    run's own table stays what it is.
+
     Raises:
       ConfigError: residual codes without weights and without a run directory.
     """
@@ -107,11 +110,23 @@ def evaluate_saved(config: Any, workdir: str) -> bool:
             "--mode=eval of residual codes needs --rq_ckpt=FILE, the codebooks to measure (rq.npz, "
             "the file of a stage, or a run directory), or --workdir=RUN"
         )
+    point = config.task == "residual_vq" and config.evaluation.use_num_codebook
+    if not path and point:
+        path, workdir = workdir, ""
     if path:
         from jaxcomp.jobs import rq_evaluate
 
         rq_evaluate.evaluate_checkpoint(config, path, workdir)
     return bool(path)
+
+
+def check_training(config: Any) -> None:
+    """Raises `ConfigError` for what only makes sense with --mode=eval."""
+    path = config.get("evaluation", {}).get("rq_ckpt", "")
+    if path:
+        raise ConfigError(
+            f"--rq_ckpt={path!r} names codebooks to measure: add --mode=eval, or drop it to train"
+        )
 
 
 # Folders of runs, as the documents name them, by model name or task.

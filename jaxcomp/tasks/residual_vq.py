@@ -160,7 +160,8 @@ class ResidualVqTask(Task):
         terms = self._terms(out, free, det)
         metrics = {k: v for k, v in terms.items() if k != "loss"} | self._usage(books, stage)
         metrics |= {"revived": revived, "stage_idx": stage.index, "codebook_idx": stage.codebook}
-        metrics |= {"embed_size": stage.high, "warmup": stage.warmup, "lr_scale": stage.scale}
+        metrics |= {"embed_size": stage.high, "warmup": stage.warmup}
+        metrics["lr_scale"] = self._scale(stage)
         metrics = {k: jnp.asarray(v, jnp.float32) for k, v in metrics.items()}
         new = {k: v for k, v in books._asdict().items() if k != "frozen"}
         return terms["loss"], LossAux(metrics=metrics, stats={**stats, **new})
@@ -255,10 +256,14 @@ class ResidualVqTask(Task):
         now, before = self.schedule.at(step), self.schedule.at(jnp.maximum(step - 1, 0))
         return now.start | (jnp.asarray(before.warmup) & ~jnp.asarray(now.warmup))
 
+    def _scale(self, stage: Stage) -> Array:
+        """What the learning rate is multiplied by: nothing moves by gradients in a warm-up."""
+        return jnp.where(stage.warmup, 0.0, stage.scale)
+
     def update_mask(self, params: PyTree, step: Array) -> PyTree | None:
         """Only new rows move, and only behind the warm-up; the cosine of the stage is in it too."""
         stage = self.schedule.at(step)
-        scale = jnp.where(stage.warmup, 0.0, stage.scale)
+        scale = self._scale(stage)
         mask = {"delta": self.schedule.trainable(stage)[..., None] * scale}
         return mask | ({"encoder": scale} if "encoder" in params else {})
 

@@ -264,7 +264,8 @@ class _Run:
         progress.batch += 1
         if metrics["finite"]:
             progress.skipped_in_row = 0
-            progress.lr = metrics.get("lr", progress.lr)
+            if "lr" in metrics:  # which stages of a task may scale
+                progress.lr = metrics["lr"] * metrics.get("lr_scale", 1.0)
             progress.add(metrics)
         else:
             self._nonfinite(metrics)
