@@ -8,6 +8,7 @@ block; one query keeps it a linear classifier of one weighted mean. The features
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from typing import Any
 
@@ -66,6 +67,43 @@ def _fit(tokens: Any, labels: Any, key: Any, classes: int, epochs: int) -> Any:
     return jax.lax.scan(step, (weights, optimiser.init(weights)), chosen)[0][0]
 
 
+@dataclasses.dataclass(frozen=True, eq=False)
+class AttentiveProbe:
+    """A fitted probe.
+
+    Attributes:
+      mean: [D] of the training tokens.
+      std: [D], their deviation; 1 where there is none.
+      weights: {"query", "kernel", "bias"}.
+    """
+
+    mean: np.ndarray
+    std: np.ndarray
+    weights: Any
+
+    @classmethod
+    def fit(
+        cls, tokens: Any, labels: Any, classes: int = 0, *, seed: int = 0, epochs: int = EPOCHS
+    ) -> AttentiveProbe:
+        """From training tokens [N, T, D] and labels [N]; `classes` at least, if there are more."""
+        x, y = _check("training", tokens, labels)
+        mean, std = x.mean((0, 1)), x.std((0, 1))
+        std = np.where(std > 1e-6, std, 1.0)
+        count = max(classes, int(y.max()) + 1)
+        return cls(mean, std, _fit((x - mean) / std, y, jax.random.key(seed), count, epochs))
+
+    def accuracy(self, tokens: Any, labels: Any) -> float:
+        """Share of [M] labels that the probe names from tokens [M, T, D]."""
+        z, wanted = _check("test", tokens, labels)
+        return float((_classes(self.weights, (z - self.mean) / self.std) == wanted).mean())
+
+    def attention(self, tokens: Any) -> np.ndarray:
+        """How it weighs tokens [M, T, D], float32 [M, T]."""
+        z = (np.asarray(tokens, np.float32) - self.mean) / self.std
+        logits = z @ np.asarray(self.weights["query"]) / np.sqrt(z.shape[-1])
+        return np.asarray(jax.nn.softmax(logits))
+
+
 def attentive_probe(
     train: tuple[Any, Any], test: tuple[Any, Any], *, seed: int = 0, epochs: int = EPOCHS
 ) -> dict[str, Any]:
@@ -84,18 +122,12 @@ def attentive_probe(
       ShapeError: a shape is wrong.
       DataError: tokens are not finite.
     """
-    x, y = _check("training", *train)
-    z, wanted = _check("test", *test)
-    mean, std = x.mean((0, 1)), x.std((0, 1))
-    x, z = ((v - mean) / np.where(std > 1e-6, std, 1.0) for v in (x, z))
-    classes = int(max(y.max(), wanted.max())) + 1
-    weights = _fit(x, y, jax.random.key(seed), classes, epochs)
-    right = [float((_classes(weights, v) == w).mean()) for v, w in ((x, y), (z, wanted))]
-    logits = z @ np.asarray(weights["query"]) / np.sqrt(z.shape[-1])
+    wanted = _check("test", *test)[1]
+    probe = AttentiveProbe.fit(*train, int(wanted.max()) + 1, seed=seed, epochs=epochs)
     return {
-        "accuracy": right[1],
-        "train_accuracy": right[0],
-        "weights": np.asarray(jax.nn.softmax(logits)),
+        "accuracy": probe.accuracy(*test),
+        "train_accuracy": probe.accuracy(*train),
+        "weights": probe.attention(test[0]),
     }
 
 

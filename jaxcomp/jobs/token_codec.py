@@ -17,7 +17,7 @@ from jaxcomp.codecs.factorised import FactorisedCodec
 from jaxcomp.codecs.tables import build_tables
 from jaxcomp.data.pictures import Pictures, load_pictures
 from jaxcomp.data.pipeline import array_splits, make_data_splits
-from jaxcomp.evaluate.attentive_probe import attentive_probe
+from jaxcomp.evaluate.attentive_probe import AttentiveProbe
 from jaxcomp.evaluate.probe import headline_scores, pool_tokens
 from jaxcomp.evaluate.split import code_maps
 from jaxcomp.jobs import token_features
@@ -141,52 +141,50 @@ def token_list(maps: np.ndarray) -> np.ndarray:
     return maps.reshape(len(maps), -1, maps.shape[-1])
 
 
-def accuracies(
-    train: np.ndarray, test: np.ndarray, labels: Mapping[str, np.ndarray], attentive: int
-) -> dict[str, float]:
-    """What probes that learn from some maps get right on others.
+Judge = Callable[[np.ndarray, np.ndarray], dict[str, float]]  # held-out maps, labels -> accuracies
+
+
+def fitted(maps: np.ndarray, labels: np.ndarray, attentive: int) -> Judge:
+    """Probes that have learned from maps.
 
     Args:
-      train: [N, h, w, D].
-      test: [M, h, w, D].
-      labels: {"train": [N], "validation": [M]}.
+      maps: [N, h, w, D].
+      labels: [N].
       attentive: training rows of the attentive probe, 0 for none.
 
     Returns:
-      {"knn", "linear"} on the mean of the tokens, {"attentive"} on the tokens themselves.
+      A function of held-out maps [M, h, w, D] and their labels [M]: {"knn", "linear"} on the mean
+      of the tokens, {"attentive"} on the tokens themselves.
     """
-    fitted, judged = (
-        (token_list(x), labels[k]) for x, k in ((train, "train"), (test, "validation"))
-    )
-    scores = headline_scores(*((pool_tokens(x), y) for x, y in (fitted, judged)))
-    if attentive:
-        few = tuple(x[:attentive] for x in fitted)
-        scores["attentive"] = attentive_probe(few, judged)["accuracy"]
-    return scores
+    tokens = token_list(maps)
+    known = (pool_tokens(tokens), labels)
+    probe = AttentiveProbe.fit(tokens[:attentive], labels[:attentive]) if attentive else None
+
+    def judge(held: np.ndarray, wanted: np.ndarray) -> dict[str, float]:
+        tokens = token_list(held)
+        scores = headline_scores(known, (pool_tokens(tokens), wanted))
+        return scores | ({"attentive": probe.accuracy(tokens, wanted)} if probe else {})
+
+    return judge
 
 
 def probe_scores(
-    before: Mapping[str, np.ndarray],
-    after: Mapping[str, np.ndarray],
-    labels: Mapping[str, np.ndarray],
-    attentive: int,
+    uncoded: Judge, after: Mapping[str, np.ndarray], labels: Mapping[str, np.ndarray], few: int
 ) -> dict[str, float]:
-    """`accuracies` on decoded held-out maps, by what the probe was fitted on.
+    """Accuracies on decoded held-out maps, by what the probes were fitted on.
 
     Args:
-      before: {"train": [N, h, w, D], "validation": [M, h, w, D]}, uncoded.
-      after: the same, decoded.
+      uncoded: probes that have learned from uncoded maps.
+      after: decoded maps, {"train": [N, h, w, D], "validation": [M, h, w, D]}.
       labels: {"train": [N], "validation": [M]}.
-      attentive: training rows of the attentive probe.
+      few: training rows of the attentive probe.
 
     Returns:
-      {"knn", ...} of probes fitted on uncoded features, {"refit_knn", ...} on decoded ones.
+      {"knn", ...} of those probes, {"refit_knn", ...} of such fitted on decoded maps.
     """
-    known, anew = (
-        accuracies(maps["train"], after["validation"], labels, attentive)
-        for maps in (before, after)
-    )
-    return known | {f"refit_{name}": value for name, value in anew.items()}
+    test = (after["validation"], labels["validation"])
+    anew = fitted(after["train"], labels["train"], few)(*test)
+    return uncoded(*test) | {f"refit_{name}": value for name, value in anew.items()}
 
 
 def probe_rows(config: Any, sets: Sets) -> tuple[Pictures, np.ndarray]:
@@ -241,9 +239,9 @@ def _probed(
     """Probes of uncoded and decoded features."""
     pictures, rows = probe_rows(config, sets)
     train = token_features.token_maps(head, pictures, config, config.level, rows)
-    before = {"train": train, "validation": maps}
     after = {"train": recoded(codec, train, config.training.batch_size), "validation": decoded}
     labels = {"train": pictures.labels[: len(rows)], "validation": sets["validation"].labels[:]}
     few = config.evaluation.attentive_rows
-    plain = accuracies(train, maps, labels, few)
-    return {f"uncoded_{k}": v for k, v in plain.items()} | probe_scores(before, after, labels, few)
+    uncoded = fitted(train, labels["train"], few)
+    plain = {f"uncoded_{k}": v for k, v in uncoded(maps, labels["validation"]).items()}
+    return plain | probe_scores(uncoded, after, labels, few)

@@ -133,14 +133,19 @@ class Held:
         return {
             "level": level,
             "relative_mse": float(error / np.square(centred, dtype=np.float64).mean()),
-            **token_codec.probe_scores(before, after, self.labels, few),
+            **token_codec.probe_scores(self.probes(level), after, self.labels, few),
         }
 
     @functools.cache  # noqa: B019
+    def probes(self, level: int) -> token_codec.Judge:
+        """Probes that have learned from uncoded tokens."""
+        few = self.config.evaluation.attentive_rows
+        return token_codec.fitted(self.maps(level)["train"], self.labels["train"], few)
+
+    @functools.cache  # noqa: B019
     def uncoded_scores(self, level: int) -> dict[str, float]:
-        """Probes of the tokens as they are."""
-        maps, few = self.maps(level), self.config.evaluation.attentive_rows
-        return token_codec.accuracies(maps["train"], maps["validation"], self.labels, few)
+        """What they get right on uncoded tokens."""
+        return self.probes(level)(self.maps(level)["validation"], self.labels["validation"])
 
 
 # --- points ---------------------------------------------------------------------------------------
