@@ -53,7 +53,9 @@ def get_config(arg_string: str = ""):
     if embedded:
         config.model.update(n_hidden=64, n_channels=64, stages=STAGES[min(args.level, 3)])
         config.data.update(name="textures", height=32, width=32, train_size=4000, val_size=1000)
-        training.update(batch_size=200, epochs=60, learning_rate=2e-3)
+        # One layer each way needs large steps to learn its gains; more layers have GDN between them.
+        single = config.model.stages == 1
+        training.update(batch_size=200, epochs=60, learning_rate=1e-2 if single else 2e-3)
         training.rate_weight = RATE_WEIGHTS[min(args.level, 3)]
     else:
         config.model.update(n_hidden=128, n_channels=192, stages=3 if args.level == 0 else 2)

@@ -52,5 +52,9 @@ def get_config(arg_string: str = ""):
 
 
 # Per token, so that a finer level's are larger for the same bytes per picture.
-RATES = {0: (0.01, 0.03, 0.1, 0.3), 1: (0.003, 0.01, 0.03, 0.1), 2: (0.001, 0.004, 0.015, 0.06)}
+RATES = {
+    0: (0.01, 0.03, 0.1, 0.3),
+    1: (0.003, 0.01, 0.03, 0.1),
+    2: (0.001, 0.004, 0.015, 0.06, 0.25),
+}
 EPOCHS = {0: 40, 1: 60, 2: 60}
