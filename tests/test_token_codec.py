@@ -96,7 +96,7 @@ def test_a_run_counts_real_files_and_probes_what_they_hold(run, maps):
 def test_what_a_file_gives_back_is_what_the_network_synthesises(run, maps):
     codec = jaxcomp.load_codec(run)
     assert codec.levels == ("t0",) and codec.meta["detector_kind"] == "hjepa"
-    whole = codec.codec.apply(codec.variables, jnp.asarray(maps))["x_hat"]
+    whole = toy.compiled(codec.codec.apply)(codec.variables, jnp.asarray(maps))["x_hat"]
     for row in (0, 7):
         decoded = codec.decompress((run / "streams" / f"{row:06d}.jxc").read_bytes())["t0"]
         assert decoded.shape == (1, 4, 4, 16)
