@@ -14,6 +14,7 @@ from typing import Any
 
 from jaxcomp import config as config_lib
 from jaxcomp.errors import ConfigError, JaxcompError
+from jaxcomp.memory import keep_memory
 
 HELP = """\
 Trains one workload, evaluates it with real bytes, and writes a report.
@@ -144,6 +145,7 @@ def run(config: Any, argv: Sequence[str], *, workdir: str, mode: str, started: f
 
 
 if __name__ == "__main__":
+    keep_memory()
     try:
         status = main()
     except Exception as unforeseen:

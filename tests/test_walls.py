@@ -30,11 +30,13 @@ ALLOWED = {
     "report": {"workdir", "documents", "log"},
     "complexity": set(),
     "compile_cache": {"workdir"},
+    "memory": set(),
 }
 # Commands and what wires the rooms together: they may import everything below them.
 TOP = {"main", "cli", "commands", "__main__", "__init__", "jobs", "loaders", "inspecting"}
 TOP |= {"loaders_lidar", "loaders_face"}
 JAX_FREE = {"config", "config_rules", "rules", "workdir", "errors", "data", "compile_cache"}
+JAX_FREE |= {"memory"}
 NO_JAX = {"jax", "jaxlib", "flax", "optax", "orbax", "clu"}
 
 
