@@ -63,10 +63,16 @@ def place(tmp_path_factory):
     return root
 
 
-def command(place, name, workdir):
+LONG = {  # 20 steps and more, in batches that four devices share
+    name: {"training.epochs": 20, "training.batch_size": 4} for name in TASKS if name != "detect"
+}
+LONG["residual"]["progressive_learning.embedding_stage_epochs"] = 10
+
+
+def command(place, name, workdir, more=None):
     """The arguments of the main command."""
     spec, values = TASKS[name]
-    values = RUN | values
+    values = RUN | values | (more or {})
     if "data.pad_points" in values:
         values = values | {"data.dir": str(place / "kitti")}
     if name == "residual":
@@ -75,12 +81,13 @@ def command(place, name, workdir):
             *(f"--config.{k}={v}" for k, v in values.items())]  # fmt: skip
 
 
-def together(place, commands, folder):
-    """(statuses, logs) of two processes of one device, each with its list of command lines."""
+def together(place, commands, folder, devices=1):
+    """(statuses, logs) of two processes, each with its devices and its list of command lines."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         port = probe.getsockname()[1]
-    flags = "--xla_force_host_platform_device_count=1 --xla_backend_optimization_level=0"
+    flags = f"--xla_force_host_platform_device_count={devices} "
+    flags += "--xla_backend_optimization_level=0"
     env = os.environ | {
         "JAX_PLATFORMS": "cpu", "XLA_FLAGS": flags, "PYTHONPATH": str(ROOT),
         "TFDS_DATA_DIR": str(place / "data"),
@@ -156,6 +163,21 @@ def check(place, names, folder, monkeypatch):
 @pytest.mark.parametrize("name", TASKS)
 def test_a_task_by_two_processes_is_that_by_one(name, place, tmp_path, monkeypatch):
     check(place, [name], tmp_path, monkeypatch)
+
+
+# Up to three minutes of processor time each. Not the detector: its proposals are chosen by rank.
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+def test_twenty_steps_by_two_processes_of_two_devices(name, place, tmp_path, monkeypatch):
+    monkeypatch.setenv("TFDS_DATA_DIR", str(place / "data"))
+    monkeypatch.chdir(ROOT)
+    line = command(place, name, tmp_path / name, LONG[name])
+    statuses, logs = together(place, [[line]] * 2, tmp_path, devices=2)
+    assert statuses == [0, 0], "\n".join(log[-3000:] for log in logs)
+    alone = tmp_path / "alone"
+    assert main.main(command(place, name, alone, LONG[name])) == 0
+    assert json.loads((alone / "summary.json").read_text())["steps"] >= 20
+    compare(name, tmp_path / name, alone)
 
 
 def test_a_file_that_one_process_cannot_read_ends_both(place, tmp_path):
