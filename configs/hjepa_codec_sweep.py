@@ -2,7 +2,7 @@
 
     python launch/sweep.py --config=configs/hjepa_codec_sweep.py:run=RUN          # three levels
     python launch/sweep.py --config=configs/hjepa_codec_sweep.py:run=RUN --only=level2
-    python launch/sweep.py --config=configs/hjepa_codec_sweep.py:smoke,run=RUN    # a minute
+    python launch/sweep.py --config=configs/hjepa_codec_sweep.py:smoke,run=RUN    # to try it
 
 RUN is a run of configs/hjepa.py. It ends with ROOT_report/: token_accuracy.md, figures/*.svg and
 index.html. Started again, it goes on where it was interrupted.
@@ -33,7 +33,8 @@ def get_config(arg_string: str = ""):
     args = parse_args(arg_string, profile=("embedded", "smoke"), run="")
     smoke = args.profile == "smoke"
     if smoke:
-        small = ("model.n_hidden=8", "model.n_channels=8", "training.batch_size=16")
+        small = ("model.n_hidden=8", "model.n_channels=8", "training.batch_size=16",
+                 "data.train_size=64", "data.val_size=48")  # fmt: skip
         members = {"level2": _member(2, (0.01, 0.1), small, (1,))}
     else:
         members = {f"level{i}": _member(i, RATES[i], (), (EPOCHS[i],)) for i in range(3)}
