@@ -61,6 +61,7 @@ def get_config(arg_string: str = ""):
             "rq_ckpt": "",  # codebooks to measure with --mode=eval; or --rq_ckpt
             "use_num_codebook": 0,  # 0: the whole grid; or --eval_num_codebooks
             "use_num_embedding": (0,),  # one number, or one for each codebook
+            "stage_frames": 200 if kitti else 20,  # held-out sweeps, AP at the end of each stage
             "table_frames": 1000,  # training sweeps that tables are learned from
             "anchors": True,
         },

@@ -288,7 +288,7 @@ def _rq_checked(data: bytes, frame: rq_stream.Frame, target: RqTarget, count: in
     assert frame.occupied.shape == first.shape, f"{frame.occupied.shape}, announced {first.shape}"
     assert frame.indices.shape == (len(frame.point), frame.occupied.sum())
     assert all(((0 <= i) & (i < n)).all() for i, n in zip(frame.indices, frame.point, strict=True))
-    canvas = rq_stream.features(frame, target.model)
+    canvas = rq_stream.features(frame, target.model.rows)
     assert canvas.shape == (*first.shape, target.model.rows.shape[2])
     assert np.isfinite(canvas).all()
     expected = target.frame.prefix(count)

@@ -76,7 +76,7 @@ def test_a_sweep_becomes_the_features_that_its_indices_stand_for(codec):
     features = codec.decompress(blob)
     quantiser = codec.quantiser
     frame = quantiser.frame(quantiser.vectors(sweep), (4, 4))
-    np.testing.assert_array_equal(features["bev"][0], rq_stream.features(frame, codec.model))
+    np.testing.assert_array_equal(features["bev"][0], rq_stream.features(frame, codec.model.rows))
     np.testing.assert_array_equal(features["occupancy"], codec.detector.head(sweep)["occupancy"])
     assert set(codec.detector.tail(features)) == {"boxes", "scores", "labels", "valid"}
 

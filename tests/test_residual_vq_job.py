@@ -96,6 +96,21 @@ def test_files_have_the_documented_names_and_earlier_rows_never_change(run):
             assert np.abs(rows[:k] - final[:k]).max(initial=0) == 0
 
 
+def test_every_stage_ends_with_the_accuracy_of_its_point(run):
+    """Rows that are finished do not move, so the table of the end has the same."""
+    lines = map(json.loads, (run / "metrics.jsonl").read_text().splitlines())
+    found = [line for line in lines if line["kind"] == "measured"]
+    found = [found[-1 - i] for i in range(4)][::-1]  # the kill tells one twice
+    points = [(line["codebooks"], line["embeddings"]) for line in found]
+    assert points == [(1, 2), (1, 4), (2, 2), (2, 4)]
+    table = rows_of_table(run)
+    for (count, rows), line in zip(points, found, strict=True):
+        row = table[f"{count}x{rows}"]
+        for name in ("map_3d_moderate_r40", "map_bev_moderate_r40"):
+            assert line.get(name) == row.get(name)
+    assert "codebook_1_stage_1, 2 codebooks of up to 4 rows: " in (run / "train.log").read_text()
+
+
 def test_the_grid_has_every_point_and_the_anchors(run):
     table = json.loads((run / "grid.json").read_text())["rows"]
     names = {row["name"] for row in table}
@@ -114,7 +129,7 @@ def test_a_stored_file_decodes_with_the_stored_model(run):
     rows, model, meta = rq_files.load_rq(run)
     assert meta["sizes"] == [2, 4] and rows.shape == (2, 4, 8)
     frame = rq_stream.decompress((run / "streams" / "2x4.jxc").read_bytes(), model)
-    assert frame.point == (4, 4) and rq_stream.features(frame, model).shape == (16, 16, 8)
+    assert frame.point == (4, 4) and rq_stream.features(frame, model.rows).shape == (16, 16, 8)
 
 
 def evaluate(place, workdir, *flags):

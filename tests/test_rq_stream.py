@@ -66,7 +66,7 @@ def test_a_file_cut_after_k_codebooks_is_the_point_of_k_codebooks(seed, data):
     assert bool(errors) == (at < len(blob))
     # The features of the cut file are, to the bit, those of the k-codebook point.
     small = rs.decompress(rs.compress(frame.prefix(whole), MODEL), MODEL) if whole else found
-    np.testing.assert_array_equal(rs.features(found, MODEL), rs.features(small, MODEL))
+    np.testing.assert_array_equal(rs.features(found, MODEL.rows), rs.features(small, MODEL.rows))
 
 
 @settings
@@ -148,7 +148,7 @@ def test_features_need_next_to_nothing_beside_the_canvas():
     rows = rng.normal(size=(3, 8, 64)).astype(np.float32)
     model = rs.RqModel(rows, MODEL.classes, MODEL.occupancy, MODEL.tables)
     tracemalloc.start()
-    canvas = rs.features(frame, model)
+    canvas = rs.features(frame, model.rows)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 1.6 * canvas.nbytes  # the canvas has 23 MB, two blocks of rows 8
@@ -212,6 +212,6 @@ def test_the_golden_file_decodes_and_is_coded_to_the_bit():
     assert list(frame.occupied.shape) == expected["shape"]
     assert np.flatnonzero(frame.occupied).tolist() == expected["cells"]
     assert frame.indices.tolist() == expected["indices"]
-    seen = hashlib.sha256(rs.features(frame, model).tobytes()).hexdigest()
+    seen = hashlib.sha256(rs.features(frame, model.rows).tobytes()).hexdigest()
     assert seen == expected["features"]
     assert rs.compress(frame, model, box.meta) == blob

@@ -146,18 +146,18 @@ def frame_of(cells: np.ndarray, indices: Indices, shape: tuple[int, int], point:
     return Frame(occupied.reshape(shape), chosen, tuple(point))
 
 
-def features(frame: Frame, model: RqModel) -> np.ndarray:
+def features(frame: Frame, codebooks: np.ndarray) -> np.ndarray:
     """The decoded canvas float32 [rows, columns, C], zeros without a pillar.
 
     Sums in the order of `residual_vq.quantise`, so that it equals what the encoder saw; block by
     block, so that it needs next to no memory beside the canvas.
     """
-    canvas = np.zeros((frame.occupied.size, model.rows.shape[2]), np.float32)
+    canvas = np.zeros((frame.occupied.size, codebooks.shape[2]), np.float32)
     cells = np.flatnonzero(frame.occupied)
     for first in range(0, len(cells), _BLOCK):
         block = slice(first, first + _BLOCK)
         total = np.zeros((len(cells[block]), canvas.shape[1]), np.float32)
-        for rows, index in zip(model.rows, frame.indices, strict=False):
+        for rows, index in zip(codebooks, frame.indices, strict=False):
             total += rows[index[block]]
         canvas[cells[block]] = total
     return canvas.reshape(*frame.occupied.shape, -1)

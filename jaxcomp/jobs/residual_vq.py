@@ -18,6 +18,7 @@ from jaxcomp.jobs.pointpillars import lidar_data
 from jaxcomp.jobs.rq_codec import with_encoder
 from jaxcomp.jobs.rq_files import RQ_FILE, detector_record, load_rq, save_model, save_rows
 from jaxcomp.jobs.rq_page import Pictures, write_page
+from jaxcomp.jobs.rq_stages import StageAccuracy
 from jaxcomp.loaders_lidar import LidarDetector, load_lidar_detector
 from jaxcomp.log import LOG
 from jaxcomp.tasks.pointpillars import loss_config
@@ -52,7 +53,10 @@ def build(config: Any) -> Job:
     return Job(
         task=task,
         splits=splits,
-        callbacks=(functools.partial(_write_epoch, config, plan, detector),),
+        callbacks=(
+            functools.partial(_write_epoch, config, plan, detector),
+            StageAccuracy(plan, detector, records["validation"], config.evaluation.stage_frames),
+        ),
         evaluate=functools.partial(_evaluate, config, plan, detector, records, voxelisers),
         fingerprint=splits.fingerprint,
     )

@@ -220,7 +220,7 @@ class ResidualCodec:
         return rq_stream.prefix(blob, self.model, codebooks)
 
     def _features(self, frame: Frame) -> dict[str, np.ndarray]:
-        bev = rq_stream.features(frame, self.model)
+        bev = rq_stream.features(frame, self.model.rows)
         return {"bev": bev[None], "occupancy": frame.occupied[None]}
 
     def _pillars(self, source: Any) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

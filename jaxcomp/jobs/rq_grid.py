@@ -98,7 +98,7 @@ class _Point:
             raise AssertionError(f"point {self.point}: the file does not give its indices back")
         self.bytes.append(len(blob))
         self.parts.append([len(s.payload) for s in bitstream.read(blob).streams])
-        return rq_stream.features(decoded, model), blob
+        return rq_stream.features(decoded, model.rows), blob
 
     def row(self, shape: tuple[int, int], known: bool) -> Row:
         """What the table says of the point."""

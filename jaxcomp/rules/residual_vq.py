@@ -63,6 +63,7 @@ RESIDUAL_VQ = Workload(
         "loss_weights.det_weight": (float, 0, math.inf, True),
         "evaluation.use_num_codebook": (int, 0, 14, True),
         "evaluation.use_num_embedding": (int, 0, 4096, True),
+        "evaluation.stage_frames": (int, 0, math.inf, True),
         "evaluation.table_frames": (int, 1, math.inf, True),
         "logging.ckpt_freq_epoch": (int, 1, math.inf, True),
         "data.beams": (int, 2, 1024, True),

@@ -54,6 +54,8 @@ __all__ = [
 
 LOG = log.LOG
 Stop = Callable[[Sequence[Mapping[str, Any]]], bool]  # records of all epochs -> whether to end
+# What it returns, if anything, goes to the logs as a record of the kind "measured".
+Callback = Callable[[EpochSummary], Mapping[str, Any] | None]
 MAX_SKIPPED = 50  # non-finite batches in a row before "skip" gives up as well
 INIT_STREAM = 2**32 - 1  # folded into the seed for `Task.init`; steps never reach it
 
@@ -66,7 +68,7 @@ def fit(
     *,
     tx: optax.GradientTransformation | None = None,
     mesh: jax.sharding.Mesh | None = None,
-    callbacks: Sequence[Callable[[EpochSummary], None]] = (),
+    callbacks: Sequence[Callback] = (),
     resume: bool = True,
     stop: Stop | None = None,
 ) -> FitResult:
@@ -81,8 +83,8 @@ def fit(
         schedule needs `hyperparams["learning_rate"]` in its state.
       mesh: the devices; by default all, in groups of `config.mesh.fsdp`.
       callbacks: called with an `EpochSummary` after each epoch, before its checkpoint, in the
-        first process. After a kill an epoch may be told again with the same content, so write
-        files by replacing them.
+        first process; metrics that one returns are recorded. After a kill an epoch may be told
+        again with the same content, so write files by replacing them.
       resume: False refuses a directory that holds checkpoints.
       stop: a rule of the workload's own that ends training early, beside that of
         `config.training.early_stopping`: a pure function of the epochs' records.
@@ -111,7 +113,7 @@ def _fit(
     workdir: Path,
     tx: optax.GradientTransformation | None,
     mesh: jax.sharding.Mesh,
-    callbacks: Sequence[Callable[[EpochSummary], None]],
+    callbacks: Sequence[Callback],
     resume: bool,
     stop: Stop | None,
 ) -> FitResult:
@@ -184,7 +186,7 @@ class _Run:
         workdir: Path,
         tx: optax.GradientTransformation,
         mesh: jax.sharding.Mesh,
-        callbacks: Sequence[Callable[[EpochSummary], None]],
+        callbacks: Sequence[Callback],
         saver: Checkpointer,
         state: TrainState,
         frozen: PyTree,
@@ -353,7 +355,9 @@ class _Run:
         )
         if processes.is_primary():
             for callback in self.callbacks:
-                callback(summary)
+                measured = callback(summary)
+                if measured:
+                    self.out.record("measured", self.progress.step, measured)
 
     def _jump(self, epoch: int) -> None:
         """Leaves out the epochs of the stage that are left; the data go on where they are."""

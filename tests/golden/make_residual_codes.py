@@ -38,7 +38,7 @@ def main():
         "shape": list(frame.occupied.shape),
         "cells": np.flatnonzero(frame.occupied).tolist(),
         "indices": frame.indices.tolist(),
-        "features": hashlib.sha256(rq_stream.features(frame, model).tobytes()).hexdigest(),
+        "features": hashlib.sha256(rq_stream.features(frame, model.rows).tobytes()).hexdigest(),
     }
     (HERE / "residual_v1.json").write_text(json.dumps(record) + "\n", encoding="utf-8")
 
