@@ -10,7 +10,9 @@ usage: launch/tpu_pod.sh STEP [options] [-- arguments of jaxcomp.main]
 
 steps, in this order
   create     ask for the slice as a queued resource, and wait until it is there
-  copy       copy this checkout to all hosts, install it, mount the shared folder at /mnt/shared
+  copy       copy the commit that is checked out to all hosts, install it with Python 3.11 or newer
+             (which it fetches where the image has an older one), mount the shared folder at
+             /mnt/shared; may be repeated
   run        start the training on all hosts; it goes on when you log out
   logs       follow the output of host 0
   resume     the same as run: the run directory tells where to go on
@@ -25,6 +27,7 @@ options
   --nfs HOST:/SHARE  a Filestore instance or another NFS server (for copy); buckets do not do,
                      since renaming is not atomic there
   --workdir DIR      run directory below /mnt/shared, as /mnt/shared/runs/NAME (for run)
+  --allow-dirty      copy although there are uncommitted changes, which stay here
   --spot             cheaper, may be taken away: the run saves on the notice; resume it
   --dry-run          print the commands instead of running them
   -h, --help         this text
@@ -41,8 +44,8 @@ TEXT
 source "$(dirname -- "${BASH_SOURCE[0]}")/common.sh"
 
 step='' name=jaxcomp type=v5litepod-16 zone=us-west4-a project='' runtime=v2-alpha-tpuv5-lite
-workdir='' nfs='' spot=0 dry_run=0
-read_options 'name|type|zone|project|runtime|workdir|nfs' 'spot|dry-run' 'step' "$@"
+workdir='' nfs='' spot=0 allow_dirty=0 dry_run=0
+read_options 'name|type|zone|project|runtime|workdir|nfs' 'spot|allow-dirty|dry-run' 'step' "$@"
 
 do_it() {
   if ((dry_run)); then
@@ -62,9 +65,44 @@ start() {
   [[ ${#rest[@]} -gt 0 ]] || fail "give the arguments of jaxcomp.main behind --"
   [[ -n $workdir ]] || fail "--workdir /mnt/shared/... is needed: all hosts must see it"
   [[ $workdir == /mnt/shared/?* && $workdir/ != */../* ]] || fail "--workdir $workdir: give a folder below /mnt/shared, which all hosts see"
-  local line
+  local line no_python="no Python 3.11 or newer in jaxcomp/venv: launch/tpu_pod.sh copy comes first"
   printf -v line '%q ' python3 -m jaxcomp.main "${rest[@]}" --coordinator=auto "--workdir=$workdir"
-  on_all "cd jaxcomp && nohup ./venv/bin/${line}> train.out 2>&1 < /dev/null & sleep 2; tail -n 3 jaxcomp/train.out"
+  # Only `nohup` goes to the background, with no stream of ssh, which would wait for it.
+  on_all "cd jaxcomp || exit; $venv_will_do || { echo 'error: $no_python' >&2; exit 1; }; \
+nohup ./venv/bin/${line}> train.out 2>&1 < /dev/null & \
+sleep 2; tail -n 3 train.out; kill -0 \$! 2>/dev/null || wait \$!"
+}
+
+new_enough="-c 'import sys; sys.exit(sys.version_info < (3, 11))'"
+venv_will_do="./venv/bin/python3 $new_enough 2>/dev/null"
+
+check_committed() { # the archive holds a commit
+  local changes message
+  changes=$(git -C "$root" status --porcelain | sed -n '1,3s/^...//p')
+  [[ -n $changes ]] || return 0
+  message="uncommitted changes would not be copied (${changes//$'\n'/, })"
+  ((allow_dirty || dry_run)) || fail "$message: commit them, or add --allow-dirty"
+  printf 'warning: %s\n' "$message" >&2
+}
+
+copy() {
+  [[ $nfs == *:/* ]] || fail "--nfs HOST:/SHARE is needed: the hosts share the run directory there"
+  check_committed
+  local archive
+  archive=$(mktemp -d)/jaxcomp.tar.gz
+  do_it git -C "$root" archive --format=tar.gz --prefix=jaxcomp/ -o "$archive" HEAD
+  do_it "${tpu[@]}" tpu-vm scp "$archive" "$name:" "${place[@]}" --worker=all
+  on_all "sudo apt-get install -qq nfs-common python3-venv python3-pip && sudo mkdir -p /mnt/shared && \
+{ mountpoint -q /mnt/shared || sudo mount -t nfs $(printf '%q' "$nfs") /mnt/shared; }"
+  install
+}
+
+install() { # with the environment of the last copy, or the image's Python, or one that uv finds or fetches
+  local own="python3 $new_enough && python3 -m venv --clear venv"
+  local uv="python3 -m pip install -q --user uv && python3 -m uv venv -q --clear --seed --python '>=3.11' venv"
+  local none="error: no Python 3.11 or newer, and uv could not fetch one: make jaxcomp/venv with one on every host, then copy again"
+  on_all "tar xzf jaxcomp.tar.gz && cd jaxcomp && { $venv_will_do || { $own; } || { $uv; } || \
+{ echo '$none' >&2; exit 1; }; } && ./venv/bin/pip install -q -e . 'jax[tpu]'"
 }
 
 case $step in
@@ -81,14 +119,7 @@ case $step in
       sleep 60
     done
     ;;
-  copy)
-    [[ $nfs == *:/* ]] || fail "--nfs HOST:/SHARE is needed: the hosts share the run directory there"
-    archive=$(mktemp -d)/jaxcomp.tar.gz
-    do_it git -C "$root" archive --format=tar.gz --prefix=jaxcomp/ -o "$archive" HEAD
-    do_it "${tpu[@]}" tpu-vm scp "$archive" "$name:" "${place[@]}" --worker=all
-    on_all "sudo apt-get install -qq nfs-common && sudo mkdir -p /mnt/shared && sudo mount -t nfs $(printf '%q' "$nfs") /mnt/shared"
-    on_all "tar xzf jaxcomp.tar.gz && cd jaxcomp && python3 -m venv venv && ./venv/bin/pip install -q -e . 'jax[tpu]'"
-    ;;
+  copy) copy ;;
   run | resume) start ;;
   logs) do_it "${tpu[@]}" tpu-vm ssh "$name" "${place[@]}" --worker=0 --command "tail -n 50 -f jaxcomp/train.out" ;;
   delete)

@@ -76,6 +76,143 @@ def test_the_batch_script_has_a_process_for_each_gpu(tmp_path):
     assert "--coordinator" not in alone and "gpus-per-node" not in alone
 
 
+def stub(folder, name, text):
+    """A command of that name, in bash unless its text says otherwise."""
+    path = folder / name
+    path.write_text(text if text.startswith("#!") else f"#!/usr/bin/env bash\n{text}\n")
+    path.chmod(0o755)
+    return path
+
+
+@pytest.fixture
+def checkout(tmp_path):
+    """The launchers in a repository; `bin` (on PATH) and `home` lie beside it."""
+    for name in ("bin", "home", "repository"):
+        (tmp_path / name).mkdir()
+    shutil.copytree(ROOT / "launch", tmp_path / "repository" / "launch")
+    return tmp_path
+
+
+def run_in(checkout, script, *arguments, cwd=None, timeout=60, **env):
+    home = checkout / "home"
+    return subprocess.run(
+        [checkout / "repository" / "launch" / script, *arguments],
+        cwd=cwd or home, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout,
+        env=os.environ | {"PATH": f"{checkout / 'bin'}:{os.environ['PATH']}", "HOME": str(home)}
+        | {"NOTES": str(checkout / "notes"), "PYTHON": "python"} | env,
+    )  # fmt: skip
+
+
+def notes(checkout):
+    return (checkout / "notes").read_text().splitlines()
+
+
+# Stands for gcloud: what ssh is to run is run in the home folder, what scp copies lands there.
+GCLOUD = """
+case "$4" in
+  scp) cp -- "$5" "$HOME" ;;
+  ssh) cd && exec bash -c "${@: -1}" ;;
+esac"""
+
+
+@pytest.fixture
+def pod(checkout):
+    stub(checkout / "bin", "gcloud", GCLOUD)
+    return checkout
+
+
+def start_on(pod, python):
+    (pod / "home/jaxcomp/venv/bin").mkdir(parents=True)
+    stub(pod / "home/jaxcomp/venv/bin", "python3", python)
+    began = time.monotonic()
+    done = run_in(pod, "tpu_pod.sh", "run", "--workdir=/mnt/shared/r", *TRAIN, "a b")
+    return done, time.monotonic() - began
+
+
+def test_ssh_returns_while_the_slice_trains(pod):
+    # `run` reads to the end of a pipe, as ssh waits for all that hold its streams.
+    done, seconds = start_on(
+        pod,
+        '[[ $1 != -c ]] || exit 0\nprintf "%s\\n" $$ "$@" >"$NOTES"\necho step 1\nexec sleep 40',
+    )
+    pid, *words = notes(pod)
+    os.kill(int(pid), signal.SIGTERM)
+    assert done.returncode == 0, done.stderr
+    assert seconds < 20 and "step 1" in done.stdout
+    assert words[:2] == ["-m", "jaxcomp.main"] and "a b" in words
+
+
+def test_a_training_that_ends_at_once_is_an_error(pod):
+    done, _ = start_on(pod, "[[ $1 != -c ]] || exit 0\necho no such config >&2; exit 3")
+    assert done.returncode == 3 and "no such config" in done.stdout
+
+
+def test_an_old_python_on_the_slice_starts_nothing(pod):
+    done, _ = start_on(pod, 'echo "$*" >>"$NOTES"; exit 1')
+    assert done.returncode == 1 and "copy comes first" in done.stderr
+    assert len(notes(pod)) == 1  # the question for its version
+
+
+@pytest.fixture
+def host(pod):
+    """A slice with an image of Python 3.10, where mounting twice fails."""
+    for words in (["init", "-q"], ["add", "."], ["commit", "-qm", "all"]):
+        identity = ("-c", "user.name=me", "-c", "user.email=me@localhost")
+        subprocess.run(["git", *identity, *words], cwd=pod / "repository", check=True)
+    home, bin_ = pod / "home", pod / "bin"
+    stub(bin_, "sudo", '[[ $1 != mount ]] || { echo "$*" >>"$NOTES"; mkdir "$HOME/mounted"; }')
+    stub(bin_, "mountpoint", '[[ -d "$HOME/mounted" ]]')
+    stub(home, "new", '[[ $1 == -c ]] && exec "$REAL" "$@"; echo "new $*" >>"$NOTES"')
+    stub(
+        bin_,
+        "python3",
+        """
+case "$*" in
+  -c*) exec "$REAL" -c "import sys; sys.version_info = (3, 10, 12); ${2}" ;;
+  "-m pip"*) exit "${NO_NETWORK:-0}" ;;
+  "-m uv venv"*)
+    echo "uv $*" >>"$NOTES"
+    mkdir -p venv/bin && cp ~/new venv/bin/python3
+    printf '#!/bin/sh\necho "pip $*" >>"$NOTES"\n' >venv/bin/pip; chmod +x venv/bin/pip ;;
+  *) exit 9 ;;
+esac""",
+    )
+    return pod
+
+
+def copy_to(host, *arguments, **env):
+    words = ("copy", "--nfs=10.0.0.2:/s", *arguments)
+    return run_in(host, "tpu_pod.sh", *words, REAL=sys.executable, **env)
+
+
+def test_a_copy_can_be_repeated_and_finds_a_new_python(host):
+    for _ in range(2):
+        done = copy_to(host)
+        assert done.returncode == 0, done.stderr
+    assert (host / "home/jaxcomp/launch/tpu_pod.sh").exists()
+    lines = notes(host)
+    assert [x for x in lines if x.startswith("mount")] == ["mount -t nfs 10.0.0.2:/s /mnt/shared"]
+    assert len([x for x in lines if x.startswith("uv") and ">=3.11" in x]) == 1
+    assert [x for x in lines if x.startswith("pip")] == ["pip install -q -e . jax[tpu]"] * 2
+
+
+def test_a_slice_without_a_new_python_installs_nothing(host):
+    done = copy_to(host, NO_NETWORK="1")
+    assert done.returncode == 1 and "no Python 3.11 or newer" in done.stderr
+    assert not any(line.startswith("pip") for line in notes(host))
+
+
+def test_what_is_not_committed_is_not_left_behind_in_silence(host):
+    (host / "repository/mine.py").touch()
+    done = copy_to(host)
+    assert done.returncode == 1 and "mine.py" in done.stderr and "--allow-dirty" in done.stderr
+    assert not (host / "home/jaxcomp").exists()
+    done = copy_to(host, "--allow-dirty")
+    assert done.returncode == 0 and "warning: uncommitted" in done.stderr
+    assert (host / "home/jaxcomp/launch").exists()
+    assert not (host / "home/jaxcomp/mine.py").exists()
+
+
 def test_the_manifest_is_yaml_with_the_command_word_by_word():
     text = dry(
         *("gke.sh", "--image=a/b:1", "--volume=v", "--workdir=/shared/r", "--dry-run", *TRAIN),
@@ -132,7 +269,10 @@ def test_bad_input_is_one_line(arguments, match):
     assert done.stderr.startswith("error: ") and match in done.stderr
 
 
-@pytest.mark.parametrize("script", ["local_multiprocess.sh", "tpu_pod.sh", "slurm.sh", "gke.sh"])
+SCRIPTS = ["local_multiprocess.sh", "tpu_pod.sh", "slurm.sh", "gke.sh"]
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
 def test_help_teaches(script):
     done = run(script, "--help")
     assert done.returncode == 0 and "example" in done.stdout and "--dry-run" in done.stdout
