@@ -10,6 +10,34 @@ fail() {
   exit 1
 }
 
+# A word as every POSIX shell reads it back: also the login shells of other machines.
+for_sh() {
+  local _quote="'\\''"
+  if [[ $1 =~ ^[A-Za-z0-9_@%+=:,./-]+$ ]]; then
+    printf %s "$1"
+  else
+    printf "'%s'" "${1//\'/"$_quote"}"
+  fi
+}
+
+# Words as a line of such a shell.
+line_of() {
+  local _word _space=''
+  for _word in "$@"; do
+    printf %s "$_space"
+    for_sh "$_word"
+    _space=' '
+  done
+}
+
+# refuse_words NAMES WORDS...: the launcher itself gives the options in NAMES, as '--shard|--no-report'.
+refuse_words() {
+  local _word
+  for _word in "${@:2}"; do
+    [[ ! ${_word%%=*} =~ ^($1)$ ]] || fail "${_word%%=*} is given by this script: leave it out behind --"
+  done
+}
+
 # read_options VALUES FLAGS BARE ARGUMENTS...
 # sets the variables that the command line names: `--name V` and `--name=V` set `name` for the names
 # in VALUES (as 'name|image'), `--dry-run` sets `dry_run` to 1 for those in FLAGS, one word without
@@ -45,7 +73,7 @@ read_options() {
         fi
         ;;
     esac
-    [[ -n $_found ]] || fail "unknown option $1; arguments of jaxcomp.main stand behind --"
+    [[ -n $_found ]] || fail "unknown option $1; arguments of what it runs stand behind --"
     shift "$_found"
   done
 }

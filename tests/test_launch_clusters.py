@@ -213,6 +213,72 @@ def test_what_is_not_committed_is_not_left_behind_in_silence(host):
     assert not (host / "home/jaxcomp/mine.py").exists()
 
 
+# Stands for sbatch: runs the script at once, once for each index of an array.
+SBATCH = """
+echo "sbatch $*" >>"$NOTES"
+script=$(cat); grep '#SBATCH' <<<"$script" >>"$NOTES"
+export SLURM_JOB_ID=7 SLURM_ARRAY_JOB_ID=7
+indices=$(sed -n 's/#SBATCH --array=0-//p' <<<"$script")
+for SLURM_ARRAY_TASK_ID in $(seq 0 "${indices:-0}"); do
+  export SLURM_ARRAY_TASK_ID; bash <<<"$script" || true
+done
+echo "7;cluster" """
+
+
+@pytest.fixture
+def cluster(checkout):
+    stub(checkout / "bin", "sbatch", SBATCH)
+    stub(checkout / "bin", "srun", 'echo "srun $*" >>"$NOTES"')
+    stub(checkout / "bin", "python", 'printf "[%s]" "$@" >>"$NOTES"; echo >>"$NOTES"')
+    return checkout
+
+
+def test_a_step_gets_the_cores_of_its_processes(cluster):
+    done = run_in(cluster, "slurm.sh", "--cpus=6", "--workdir=/r", *TRAIN)
+    assert done.returncode == 0 and done.stdout == "job 7\n", done.stderr
+    (step,) = (x for x in notes(cluster) if x.startswith("srun"))
+    assert "--cpus-per-task=6" in step.split()
+
+
+def test_a_relative_folder_is_one_folder(cluster):
+    here = cluster / "home"
+    done = run_in(cluster, "slurm.sh", "--workdir=runs/r", *TRAIN, cwd=here)
+    assert done.returncode == 0, done.stderr
+    assert (here / "runs").is_dir() and not (cluster / "repository/runs").exists()
+    lines = notes(cluster)
+    assert f"#SBATCH --output={here}/runs/r.%j.out" in lines
+    assert any(line.endswith(f" --workdir={here}/runs/r") for line in lines)
+
+
+def test_a_sweep_is_an_array_and_a_report_after_it(cluster):
+    sweep = ("--array=2", "--gpus=2", "--workdir=/s", "--", "--config=c.py", "--config.x=a b")
+    done = run_in(cluster, "slurm.sh", *sweep, CUDA_VISIBLE_DEVICES="4,5")
+    assert done.returncode == 0, done.stderr
+    common = "[launch/sweep.py][--config=c.py][--config.x=a b][--config.sweep.root=/s]"
+    lines = notes(cluster)
+    assert [line for line in lines if line.startswith("[")] == [
+        *(f"{common}[--no-report][--shard={i}/2][--devices=4,5]" for i in (0, 1)),
+        f"{common}[--report-only]",
+    ]
+    asked = [line for line in lines if line.startswith("sbatch")]
+    assert asked == ["sbatch --parsable", "sbatch --parsable --dependency=afterany:7"]
+    assert "#SBATCH --array=0-1" in lines and "#SBATCH --gpus-per-node=2" in lines
+
+
+def test_a_part_of_an_array_is_queued_again_alone(cluster):
+    preempted = """
+[[ $* != *--report-only ]] || exit 0
+trap 'echo saved >>"$NOTES"; exit 143' TERM
+sleep 0.5; kill -TERM $PPID
+for ((i = 0; i < 100; i++)); do sleep 0.1; done"""
+    stub(cluster / "bin", "python", preempted)
+    stub(cluster / "bin", "scontrol", 'echo "scontrol $*" >>"$NOTES"')
+    done = run_in(cluster, "slurm.sh", "--array=2", "--workdir=/s", "--", "--config=c.py")
+    assert done.returncode == 0, done.stderr
+    told = [line for line in notes(cluster) if line.startswith(("scontrol", "saved"))]
+    assert told == ["saved", "scontrol requeue 7_0", "saved", "scontrol requeue 7_1"]
+
+
 def test_the_manifest_is_yaml_with_the_command_word_by_word():
     text = dry(
         *("gke.sh", "--image=a/b:1", "--volume=v", "--workdir=/shared/r", "--dry-run", *TRAIN),
@@ -256,6 +322,9 @@ def test_xpk_gets_the_same_command():
         (("gke.sh", "--image=i", "--workdir=/shared", *TRAIN), "/shared: give a folder below"),
         (("gke.sh", "--image=i", "--workdir=/shared/../r", *TRAIN), "below /shared"),
         (("gke.sh", "--image=i", "--workdir=/mnt/shared/r", *TRAIN), "below /shared"),
+        (("slurm.sh", "--array=0", "--workdir=/r", *TRAIN), "from 1"),
+        (("slurm.sh", "--array=2", "--nodes=2", "--workdir=/r", *TRAIN), "has one node"),
+        (("slurm.sh", "--array=2", "--workdir=/r", *TRAIN, "--shard=0/2"), "--shard is given"),
         (
             ("tpu_pod.sh", "run", "--workdir=/r", "--dry-run", *TRAIN),
             "/r: give a folder below /mnt",
