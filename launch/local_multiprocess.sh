@@ -18,6 +18,8 @@ options
   --dry-run           print the commands instead of running them
   -h, --help          this text
 
+PYTHON=FILE in front of it: the interpreter (default python).
+
 All processes end when one fails. SIGINT, SIGTERM and SIGHUP are handed on: the run saves and stops; the
 same command goes on. The global batch is that of the config, whatever the number of processes.
 

@@ -279,6 +279,114 @@ for ((i = 0; i < 100; i++)); do sleep 0.1; done"""
     assert told == ["saved", "scontrol requeue 7_0", "saved", "scontrol requeue 7_1"]
 
 
+# Stands for launch/sweep.py on a host: notes its words, then does what the host's file says.
+SWEEP = """#!{python}
+import os, pathlib, signal, sys, time
+told = []
+signal.signal(signal.SIGTERM, lambda *_: told.append(1))
+words = sys.argv[1:]
+home = pathlib.Path(os.environ["NOTES"]).parent
+name = "report" if "--report-only" in words else words[-1].partition("=")[2][0]
+(home / f"words_{name}").write_text("\\n".join([os.getcwd(), *words]))
+print("hello from", name, flush=True)
+does = os.environ.get("DOES_" + name, "0")
+end = time.monotonic() + 60
+while does == "told" and not told and time.monotonic() < end:
+    time.sleep(0.02)
+if does == "told":
+    time.sleep(0.5)
+    print("saved", name, flush=True)
+    (home / f"saved_{name}").touch()
+    sys.exit(143)
+sys.exit(int(does))
+"""
+
+
+@pytest.fixture
+def hosts(checkout):
+    """Hosts that are this machine: the stub of ssh notes the name and runs the line."""
+    stub(checkout / "repository/launch", "sweep.py", SWEEP.replace("{python}", sys.executable))
+    stub(
+        checkout / "bin",
+        "rsh",
+        'echo "$1 $2" >>"$NOTES"; [[ $2 != down ]] || exit 255; bash -c "$3"',
+    )
+    return checkout
+
+
+SWEEP_WORDS = ("--", "--config=c.py", "--config.x=it's a b")
+HOSTS = ("--hosts=a,me@b", "--rsh=rsh -q")
+
+
+def test_a_sweep_goes_to_all_hosts_and_ends_as_one_report(hosts):
+    done = run_in(
+        hosts, "sweep_hosts.sh", *HOSTS, f"--logs={hosts}/logs", *SWEEP_WORDS, PYTHON=sys.executable
+    )
+    assert done.returncode == 0 and done.stderr == ""
+    folder = str(hosts / "repository")
+    common = [folder, "--config=c.py", "--config.x=it's a b"]
+    for name, own in (
+        ("0", ["--no-report", "--shard=0/2"]),
+        ("1", ["--no-report", "--shard=1/2"]),
+        ("report", ["--report-only"]),
+    ):
+        assert (hosts / f"words_{name}").read_text().splitlines() == common + own
+    lines = notes(hosts)
+    assert sorted(lines[:2]) == ["-q a", "-q me@b"] and lines[2:] == ["-q a"]
+    assert "[me@b] hello from 1" in done.stdout
+    assert (hosts / "logs/a.log").read_text() == "hello from 0\nhello from report\n"
+
+
+def test_the_host_that_failed_is_named_and_the_rest_is_reported(hosts):
+    words = ("--hosts=a,b,down", "--rsh=rsh -q", *SWEEP_WORDS)
+    done = run_in(hosts, "sweep_hosts.sh", *words, PYTHON=sys.executable, DOES_1="3")
+    assert done.returncode == 1
+    failed = [line.partition(":")[2].partition(":")[0] for line in done.stderr.splitlines()]
+    assert failed == [" b, with status 3", " down, with status 255"]
+    assert (hosts / "words_report").exists()
+    words = (*HOSTS, *SWEEP_WORDS)
+    done = run_in(hosts, "sweep_hosts.sh", *words, PYTHON=sys.executable, DOES_report="4")
+    assert done.returncode == 1 and "failed: a, with status 4" in done.stderr
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGKILL])
+def test_a_signal_lets_all_hosts_save(hosts, signum):
+    if signal.getsignal(signum) == signal.SIG_IGN:
+        pytest.skip("the signal is ignored here, as by nohup, and so it is by what is started")
+    process = subprocess.Popen(
+        [hosts / "repository/launch/sweep_hosts.sh", *HOSTS, *SWEEP_WORDS],
+        env=os.environ | {"PATH": f"{hosts / 'bin'}:{os.environ['PATH']}", "PYTHON": sys.executable}
+        | {"NOTES": str(hosts / "notes"), "DOES_0": "told", "DOES_1": "told"},
+        stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        start_new_session=True,
+    )  # fmt: skip
+    end = time.monotonic() + 30
+    while not all((hosts / f"words_{i}").exists() for i in "01") and time.monotonic() < end:
+        time.sleep(0.05)
+    time.sleep(0.3)
+    for _ in range(2):  # an impatient user
+        os.killpg(process.pid, signum)
+        time.sleep(0.1)
+    process.wait(timeout=30)
+    early = signum != signal.SIGKILL and not all((hosts / f"saved_{i}").exists() for i in "01")
+    out, err = process.communicate(timeout=30)  # to the end of all that hold the pipe
+    assert not early and all((hosts / f"saved_{i}").exists() for i in "01")
+    assert not (hosts / "words_report").exists()
+    if signum != signal.SIGKILL:  # of which it knows nothing: the hosts notice
+        assert process.returncode == 128 + signum
+        assert "[a] saved 0" in out and err.startswith("told to stop") and "failed" not in err
+
+
+def test_the_commands_of_a_sweep_can_be_read_before(hosts):
+    done = run_in(hosts, "sweep_hosts.sh", *HOSTS, "--dir=/my code", "--dry-run", *SWEEP_WORDS)
+    lines = [shlex.split(line) for line in done.stdout.splitlines()]
+    assert [line[:3] for line in lines] == [["rsh", "-q", h] for h in ("a", "me@b", "a")]
+    there = [shlex.split(line[3]) for line in lines]
+    assert all(line[:2] == ["cd", "/my code"] and "--config.x=it's a b" in line for line in there)
+    assert [line[-1] for line in there] == ["--shard=0/2", "--shard=1/2", "--report-only"]
+    assert not (hosts / "notes").exists()
+
+
 def test_the_manifest_is_yaml_with_the_command_word_by_word():
     text = dry(
         *("gke.sh", "--image=a/b:1", "--volume=v", "--workdir=/shared/r", "--dry-run", *TRAIN),
@@ -325,6 +433,13 @@ def test_xpk_gets_the_same_command():
         (("slurm.sh", "--array=0", "--workdir=/r", *TRAIN), "from 1"),
         (("slurm.sh", "--array=2", "--nodes=2", "--workdir=/r", *TRAIN), "has one node"),
         (("slurm.sh", "--array=2", "--workdir=/r", *TRAIN, "--shard=0/2"), "--shard is given"),
+        (("sweep_hosts.sh", *TRAIN), "--hosts A,B,C is needed"),
+        (("sweep_hosts.sh", "--hosts=a"), "behind --"),
+        (("sweep_hosts.sh", "--hosts=a,,b", *TRAIN), "'' is not a host"),
+        (("sweep_hosts.sh", "--hosts=a,b,a", *TRAIN), "a is there twice"),
+        (("sweep_hosts.sh", "--hosts=-oX", *TRAIN), "'-oX' is not a host"),
+        (("sweep_hosts.sh", "--hosts=a", *TRAIN, "--report-only"), "--report-only is given"),
+        (("sweep_hosts.sh", "--hosts=a", "--rsh=no-such-rsh", *TRAIN), "is not installed"),
         (
             ("tpu_pod.sh", "run", "--workdir=/r", "--dry-run", *TRAIN),
             "/r: give a folder below /mnt",
@@ -338,13 +453,19 @@ def test_bad_input_is_one_line(arguments, match):
     assert done.stderr.startswith("error: ") and match in done.stderr
 
 
-SCRIPTS = ["local_multiprocess.sh", "tpu_pod.sh", "slurm.sh", "gke.sh"]
+SCRIPTS = ["local_multiprocess.sh", "tpu_pod.sh", "slurm.sh", "gke.sh", "sweep_hosts.sh"]
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_help_teaches(script):
     done = run(script, "--help")
     assert done.returncode == 0 and "example" in done.stdout and "--dry-run" in done.stdout
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+def test_help_names_the_interpreter_where_it_can_be_chosen(script):
+    chosen = "${PYTHON:-" in (ROOT / "launch" / script).read_text()
+    assert ("PYTHON=" in run(script, "--help").stdout) == chosen
 
 
 # Stands for the Python of a member: notes signals in FOLDER/I, then ends with what ENDS says.
