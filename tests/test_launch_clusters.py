@@ -1,6 +1,7 @@
 """The launchers for several processes: what they would run, what they refuse, and one real run."""
 
 import json
+import math
 import os
 import shlex
 import shutil
@@ -409,6 +410,38 @@ def test_xpk_gets_the_same_command():
     assert "--config=configs/fpn_level.py:kitti" in shlex.split(words[-1])
 
 
+GKE = ("gke.sh", "--image=i", "--workdir=/shared/r", "--dry-run")
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "topology", "type_"),
+    [
+        ("tpu-v5-lite-podslice", "4x4", "v5litepod-16"),
+        ("tpu-v6e-slice", "8x8", "v6e-64"),
+        ("tpu-v5p-slice", "2x2x4", "v5p-32"),
+        ("tpu-v4-podslice", "2x2x1", "v4-8"),
+        ("tpu7x", "2x2x2", "tpu7x-16"),
+    ],
+)
+def test_xpk_asks_for_the_slice_of_the_manifest(accelerator, topology, type_):
+    options = (f"--accelerator={accelerator}", f"--topology={topology}")
+    words = shlex.split(dry(*GKE, *options, "--xpk=c", *TRAIN))
+    assert words[words.index("--tpu-type") + 1] == type_
+    manifest = dry(*GKE, *options, "--volume=v", *TRAIN)
+    chips = math.prod(map(int, topology.split("x")))
+    assert f"completions: {chips // 4}\n" in manifest and f"topology: {topology}\n" in manifest
+
+
+def test_the_image_has_a_python_that_the_package_takes():
+    lines = (ROOT / "launch/Dockerfile").read_text().splitlines()
+    image = next(line for line in lines if line.startswith("FROM"))
+    version = tuple(int(x) for x in image.partition(":")[2].partition("-")[0].split("."))
+    assert version >= (3, 11) and "python_requires = >=3.11" in (ROOT / "setup.cfg").read_text()
+    # The configs are named as in the checkout: the command runs there.
+    assert "COPY . ." in lines and any(line.startswith("WORKDIR") for line in lines)
+    assert "launch/Dockerfile" in (ROOT / "launch/README.md").read_text()
+
+
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
@@ -430,6 +463,11 @@ def test_xpk_gets_the_same_command():
         (("gke.sh", "--image=i", "--workdir=/shared", *TRAIN), "/shared: give a folder below"),
         (("gke.sh", "--image=i", "--workdir=/shared/../r", *TRAIN), "below /shared"),
         (("gke.sh", "--image=i", "--workdir=/mnt/shared/r", *TRAIN), "below /shared"),
+        ((*GKE, "--volume=v", "--hosts=2", *TRAIN), "topology 4x4 has 16: give --hosts 4"),
+        ((*GKE, "--xpk=c", "--topology=8x8", "--hosts=4", *TRAIN), "has 64: give --hosts 16"),
+        ((*GKE, "--xpk=c", "--topology=1x1", *TRAIN), "--chips 4 does not divide"),
+        ((*GKE, "--xpk=c", "--topology=16", *TRAIN), "give it as 4x4"),
+        ((*GKE, "--xpk=c", "--accelerator=gpu", *TRAIN), "--accelerator gpu: for --xpk give"),
         (("slurm.sh", "--array=0", "--workdir=/r", *TRAIN), "from 1"),
         (("slurm.sh", "--array=2", "--nodes=2", "--workdir=/r", *TRAIN), "has one node"),
         (("slurm.sh", "--array=2", "--workdir=/r", *TRAIN, "--shard=0/2"), "--shard is given"),
