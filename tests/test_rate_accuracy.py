@@ -70,7 +70,7 @@ def results(folder):
 def test_every_point_is_there_with_real_bytes(done, runs):
     found = results(done)
     names = [p["name"] for p in found["points"]]
-    assert len(names) == len(set(names)) == 3 + 1 + 4 + 6
+    assert len(names) == len(set(names)) == 3 + 1 + 6 + 6
     learned = [p for p in found["points"] if p["kind"] == "learned" and p["whole"]]
     assert [p["setting"] for p in learned] == [0.01, 0.04]
     assert {p["system"] for p in learned} == {"random, feature loss"}
@@ -191,12 +191,12 @@ def test_an_interrupted_comparison_goes_on(runs, tmp_path, monkeypatch):
     options = Options(anchors=("detections", "uniform-level"), frames=1, replicates=5)
     with pytest.raises(KeyboardInterrupt):
         rate_accuracy.compare([runs], tmp_path, options)
-    assert measured == ["boxes", "uniform-level-3", "uniform-level-4"]
+    assert measured == ["boxes", "uniform-level-1", "uniform-level-2"]
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "points").iterdir()}
     assert len(before) == 2 * (1 + 3 + 3)
     monkeypatch.setattr(point_measuring, "measure_anchor", real)
     found = rate_accuracy.compare([runs], tmp_path, options)
-    assert len(found["points"]) == 3 + 1 + 4
+    assert len(found["points"]) == 3 + 1 + 6
     assert {p: p.stat().st_mtime_ns for p in before} == before
     with pytest.raises(CheckpointError, match="other data: frames"):
         rate_accuracy.compare([runs], tmp_path, Options(frames=2, anchors=()))
