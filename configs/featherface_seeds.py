@@ -3,8 +3,10 @@
     python launch/seeds.py --config=configs/featherface_seeds.py --jobs=2
     python launch/seeds.py --config=configs/featherface_seeds.py:smoke     # minutes, to try it
 
-Each seed trains a V1, then a V2 that learns from it and a V2 that learns alone. Columns: average
-precision on held-out procedural faces of 32 pixels and more, 16 and more, and all.
+Each seed trains a V1, then a V2 that learns from it and a V2 that learns alone: 37 minutes of one
+core of an AMD EPYC in all. Mean AP 0.767 ± 0.034 (V1), 0.564 ± 0.065 and 0.300 ± 0.112
+(docs/faces.md). Columns: average precision on held-out procedural faces of 32 pixels and more, 16
+and more, and all.
 """
 
 from jaxcomp.config import base_config, parse_args
