@@ -94,6 +94,15 @@ def test_gradients_of_both_forms_agree():
         np.testing.assert_allclose(a, b, atol=1e-5)
 
 
+@pytest.mark.parametrize("native", FORMS)
+def test_no_index_reaches_other_memory(native):
+    table, index, weights = drawn()
+    index[:] = np.random.default_rng(1).choice([-(2**31), -1, 7, 2**31 - 1], index.shape)
+    for found in (gather_sum(jnp.asarray(table), index, weights, native=native),
+                  *gradients(native, table, index, weights)):  # fmt: skip
+        assert np.isfinite(found).all()
+
+
 def test_other_types_take_the_form_of_the_backend():
     table, index, weights = drawn()
     halves = gather_sum(jnp.asarray(table, jnp.bfloat16), index, jnp.asarray(weights, jnp.bfloat16))

@@ -13,6 +13,12 @@ from jaxcomp.ops.native import kept
 _SUMS: dict[str, Any] = {"fastmath": {"reassoc", "contract"}}  # sums in any order
 
 
+@kept()
+def _inside(place, places):
+    """The nearest row there is: no index may reach memory of others."""
+    return min(max(place, 0), places - 1)
+
+
 @kept(**_SUMS)
 def _add(table, index, weights, out):
     """Reads [B, R, K] rows of [B, P, M] into [B, R, M]."""
@@ -21,7 +27,8 @@ def _add(table, index, weights, out):
         for r in range(index.shape[1]):
             row = out[b, r]
             for k in range(index.shape[2]):
-                weight, read = weights[b, r, k], table[b, index[b, r, k]]
+                place = _inside(index[b, r, k], table.shape[1])
+                weight, read = weights[b, r, k], table[b, place]
                 for m in range(out.shape[2]):
                     row[m] += weight * read[m]
 
@@ -34,7 +41,8 @@ def _differentiate(table, index, weights, dy, d_table, d_weights):
         for r in range(index.shape[1]):
             row = dy[b, r]
             for k in range(index.shape[2]):
-                place, weight, total = index[b, r, k], weights[b, r, k], np.float32(0)
+                place = _inside(index[b, r, k], table.shape[1])
+                weight, total = weights[b, r, k], np.float32(0)
                 read, into = table[b, place], d_table[b, place]
                 for m in range(dy.shape[2]):
                     total += row[m] * read[m]

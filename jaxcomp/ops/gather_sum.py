@@ -29,7 +29,7 @@ def gather_sum(table: Array, index: Array, weights: Array, *, native: bool | Non
 
     Args:
       table: [B, P, M].
-      index: int32 [B, R, K], 0 to P - 1 everywhere; others read what they like.
+      index: int32 [B, R, K], 0 to P - 1 everywhere; others read some row of the table.
       weights: [B, R, K] of the table's dtype.
       native: XLA's own form (True), the loops (False), or whichever is faster (None): the loops on
         a CPU for float32. Several devices could not share what is behind a foreign call.
