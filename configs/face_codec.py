@@ -36,7 +36,7 @@ def get_config(arg_string: str = ""):
         "face",
         detector={"kind": "face"},
         model={"levels": ("p3", "p4", "p5")},
-        data={"crop": 320, "crops": 24, "balanced": True, "around": 0, "found_score": 0.5},
+        data={"crop": 320, "crops": 24, "balanced": True, "around": 24, "found_score": 0.3},
         evaluation={"truth_score": 0.5},
         training={"level_weights": "elements"},
     )

@@ -33,8 +33,6 @@ from jaxcomp.types import DataSplits
 _LOG = logging.getLogger(__name__)
 FILL = (123, 117, 104)  # RGB; the mean that light face detectors take away
 SCALES = (0.4, 1.3)  # of a photo before it is cropped
-HEIGHTS = (8.0, 160.0)  # pixels of an object in a crop around it, log-uniform
-_LEAST = 0.1  # scale
 JITTER = 0.2  # largest change of brightness and contrast
 
 
@@ -90,13 +88,9 @@ def crop_of(
       image: uint8 [H, W, 3].
       size: of the square, pixels.
       rng: generator.
-      box: x0, y0, x1, y1 in pixels of the photo, which the square should hold; the scale makes it
-        small as often as large, within `HEIGHTS`.
+      box: x0, y0, x1, y1 in pixels of the photo, which the square should hold.
     """
     scale = rng.uniform(*SCALES)
-    if box is not None:
-        height = math.exp(rng.uniform(*np.log(HEIGHTS)))
-        scale = min(max(height / max(box[3] - box[1], 1.0), _LEAST), SCALES[1])
     image = _resized(image, scale)
     spare = [max(n - size, 0) for n in image.shape[:2]]
     places = [(0, n) for n in spare]
