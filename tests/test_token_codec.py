@@ -1,5 +1,6 @@
 """Codecs for the tokens of an H-JEPA: a run, its files, bad input, the commands, a comparison."""
 
+import importlib.util
 import json
 
 import hjepa_toy as toy
@@ -216,9 +217,9 @@ def test_a_comparison_has_codecs_and_anchors_and_goes_on(run, network, tmp_path,
     assert cli.main([*argv, "--frames=4"]) == 0
     results = json.loads((out / "token_accuracy.json").read_text())
     kinds = [point["kind"] for point in results["points"]]
-    assert {k: kinds.count(k) for k in set(kinds)} == {
-        "learned": 1, "feature": 6, "image": 6, "local": 7,
-    }  # fmt: skip
+    features = 6 if importlib.util.find_spec("zstandard") else 0  # of the extra `anchors`
+    assert [kinds.count(k) for k in ("learned", "feature", "image", "local")] == [1, features, 6, 7]
+    assert ("uniform-level" in str(results["missing"])) == (not features)
     by_name = {point["name"]: point for point in results["points"]}
     learned = next(p for p in results["points"] if p["kind"] == "learned")
     files = list((out / "streams").rglob("*.jxc"))
@@ -228,7 +229,9 @@ def test_a_comparison_has_codecs_and_anchors_and_goes_on(run, network, tmp_path,
     assert [by_name[f"vector-{n}_t0"]["bytes_per_picture"] for n in (8, 3, 1)] == [16, 6, 2]
     assert by_name["label_t0"]["bytes_per_picture"] == 1
     assert by_name["label_t0"]["knn"] == results["uncoded"]["0"]["knn"]
-    assert by_name["vector-8_t0"]["relative_mse"] > by_name["uniform-level-8_t0"]["relative_mse"]
+    if features:
+        finest = by_name["uniform-level-8_t0"]
+        assert by_name["vector-8_t0"]["relative_mse"] > finest["relative_mse"]
     table = (out / "token_accuracy.md").read_text()
     assert table.count("\n") == 2 + 1 + len(kinds) and "codec of tokens, level 0" in table
     assert {p.stem for p in (out / "figures").glob("*.svg")} == {
