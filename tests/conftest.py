@@ -23,6 +23,20 @@ os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0.5")
 
 import pytest  # noqa: E402
 
+# What takes a minute and more comes first: begun last, it would keep one worker busy alone.
+_FIRST = (
+    "test_notebooks", "test_hjepa", "test_processes", "test_featherface", "test_face_task",
+    "test_sweep_smoke", "test_rans", "test_conv", "test_codec_oracle", "test_main_job",
+    "test_train", "test_hjepa_oracle", "test_token_codec", "test_pyramid_codec",
+    "test_residual_vq_job",
+)  # fmt: skip
+
+
+def pytest_collection_modifyitems(items):
+    """Sorts the files; the tests of each stay as they are."""
+    rank = {name: i for i, name in enumerate(_FIRST)}
+    items.sort(key=lambda item: rank.get(item.path.stem, len(_FIRST)))
+
 
 @pytest.fixture(scope="session")
 def shared() -> pathlib.Path:
