@@ -43,7 +43,7 @@ def get_config(arg_string: str = ""):
     config.level = 1  # P3: the sizes of the codec's map
     config.model.name = MODELS[args.treatment]
     config.model.update(in_channels=CHANNELS[args.variant], n_hidden=96, n_channels=64, stages=2)
-    config.model.straight_through = True
+    config.model.update(straight_through=True, limit=12.0)
     config.data.update(name="photos", train_size=0, val_size=0, val_share=1 / 3)
     config.data.update(height=640, width=640, resize="none")
     training = config.training

@@ -177,8 +177,9 @@ def codec_config(profile: str, **extra: Any) -> ConfigDict:
     """
     kitti = profile == "kitti"
     added: dict[str, Any] = {
-        # initial: a codec.npz or a run whose weights the training starts from
-        "model": {"straight_through": False, "initial": ""},
+        # initial: a codec.npz or a run whose weights the training starts from; limit: features
+        # further than so many scales from their mean are cut there, 0 cuts none
+        "model": {"straight_through": False, "initial": "", "limit": 0.0},
         # feature_store: a folder that keeps the features of the frozen detector for later runs
         "data": {"cache_features": not kitti, "feature_store": ""},
         "evaluation": {"pictures": 4},

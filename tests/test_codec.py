@@ -67,6 +67,26 @@ def test_training_rates_noise_and_can_decode_rounded_latents(model, features):
     np.testing.assert_allclose(straight["x_hat"], plain["x_hat"], atol=1e-3)
 
 
+def test_features_beyond_the_limit_are_cut_before_anything_sees_them(model, features):
+    variables, tables = model
+    mean, scale, limit = 1.0, 3.0, 1.5
+    cut = np.clip(features, mean - limit * scale, mean + limit * scale)
+    assert (cut != features).mean() > 0.05
+    wild = np.where(cut == features, features, 40 * (features - mean) + mean).astype("f4")
+    limited = CODEC.clone(limit=limit)
+
+    def coded(codec, x):
+        return codecs.compress_batch(codec, variables, tables, x, "p3")
+
+    assert coded(limited, wild) == coded(limited, features) == coded(CODEC, cut)
+    assert coded(CODEC, wild) != coded(CODEC, cut)
+    out = jax.jit(limited.apply)(variables, wild)
+    assert np.isfinite(out["distortion"]).all()
+    np.testing.assert_allclose(
+        out["distortion"], jax.jit(CODEC.apply)(variables, cut)["distortion"], rtol=1e-4
+    )
+
+
 def test_bytes_decode_to_the_same_symbols_and_features(model, features, outputs):
     variables, tables = model
     blobs = codecs.compress_batch(CODEC, variables, tables, features, "p3")

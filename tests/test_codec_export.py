@@ -44,8 +44,9 @@ def test_the_command(file, tmp_path, capsys):
     assert np.fromfile(tmp_path / "graphs" / "tables_p4.bin", np.uint8).size > 10
 
 
-def test_deep_transforms_with_their_normalisation():
-    codec = FactorisedCodec(in_channels=6, n_hidden=8, n_channels=5, stages=3)
+@pytest.mark.parametrize("limit", [0.0, 2.0])
+def test_deep_transforms_with_their_normalisation(limit):
+    codec = FactorisedCodec(in_channels=6, n_hidden=8, n_channels=5, stages=3, limit=limit)
     x = jnp.zeros((1, 16, 16, 6))
     variables = jax.jit(codec.init)(jax.random.key(0), x)
     spread = lambda a: a + 0.1 * jax.random.uniform(jax.random.key(1), a.shape)  # noqa: E731

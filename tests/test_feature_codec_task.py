@@ -49,6 +49,34 @@ def test_statistics_of_many_frames_take_little_memory():
     assert peak < x.nbytes // 2, peak
 
 
+def test_robust_statistics_do_not_move_with_a_few_extreme_frames():
+    x = features(20)
+    plain, wild = level_statistics([x]), x.copy()
+    wild[:3, :, 4] *= 500
+    robust = [level_statistics(iter([f[:5], f[5:]]), True) for f in (x, wild)]
+    for name in ("mean", "scale"):
+        np.testing.assert_allclose(robust[0][name], plain[name], rtol=0.1)
+        np.testing.assert_allclose(robust[1][name], robust[0][name], rtol=0.1)
+    assert level_statistics([wild])["scale"] > 10 * plain["scale"]
+
+
+def test_no_loss_is_of_what_the_limit_cuts():
+    x = features()
+    wild = np.where(x > 6, 300, x).astype("f4")
+    statistics = level_statistics([x], True)
+    most = statistics["mean"] + 1.0 * statistics["scale"]
+    least = statistics["mean"] - 1.0 * statistics["scale"]
+    tasks = [FeatureCodecTask(CODEC.clone(limit=n), 0.1, statistics) for n in (1.0, 0.0)]
+    params, stats, frozen = tasks[0].init(jax.random.key(0), batch())
+    given = [wild, np.clip(x, least, most)]
+    found = [
+        jax.jit(task.eval_loss)(params, stats, frozen, {"features": f, "mask": np.ones(3, "f4")})
+        for task, f in zip(tasks, given, strict=True)
+    ]
+    for name in ("loss", "mse", "bpp"):
+        np.testing.assert_allclose(found[0][name], found[1][name], rtol=1e-4)
+
+
 def test_constant_features_keep_scale_one_and_nan_is_refused():
     assert level_statistics(iter([np.full((1, 2, 2, 3), 7.0)]))["scale"] == 1.0
     with pytest.raises(NonFiniteError, match="NaN"):

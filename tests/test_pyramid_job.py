@@ -77,6 +77,31 @@ def test_statistics_of_levels_and_of_the_joint_map():
         pyramid_statistics([{**FRAMES, "p4": FRAMES["p4"] * np.nan}])
 
 
+@pytest.mark.parametrize("kind", ["joint", "random"])
+def test_what_the_limit_cuts_is_in_no_loss_of_a_pyramid(kind):
+    limit, found = 1.5, pyramid_statistics([FRAMES], robust=True)
+    scales = found["scale"]
+    if kind == "joint":
+        scales = np.full(5, joint_statistics(found)["scale"])
+    cut = {
+        k: np.clip(x, m - limit * s, m + limit * s)
+        for (k, x), m, s in zip(FRAMES.items(), found["mean"], scales, strict=True)
+    }
+    wild = {k: np.where(x > cut[k], 80, x).astype("f4") for k, x in FRAMES.items()}
+    channels = toy.CHANNELS * (5 if kind == "joint" else 1)
+    codec = FactorisedCodec(in_channels=channels, n_hidden=4, n_channels=3, stages=1)
+    plain, limited = (pyramid_task(kind, codec.clone(limit=n), 0.1, found) for n in (0.0, limit))
+    params, stats, _ = initialised(plain)
+    mask = {"mask": np.ones(8, "f4")}
+    (a, b) = (
+        jax.jit(task.eval_loss)(params, stats, {}, {**frames, **mask})
+        for task, frames in ((plain, cut), (limited, wild))
+    )
+    assert {k: x for k, x in a.items() if k.startswith("fpn_mse")}
+    for name, wanted in a.items():
+        np.testing.assert_allclose(b[name], wanted, rtol=1e-3, err_msg=name)
+
+
 def test_the_joint_error_is_that_of_the_values_or_of_the_levels():
     terms = {}
     for weights in ("elements", "equal"):

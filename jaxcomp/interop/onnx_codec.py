@@ -32,6 +32,8 @@ def encoder_onnx(codec: FactorisedCodec, variables: Mapping[str, Any]) -> Any:
     mean, scale = _statistics(variables)
     x = g.op("Sub", "features", g.constant(mean))
     x = g.scale(x, 1 / scale)
+    if codec.limit:
+        x = g.op("Clip", x, g.constant(-codec.limit), g.constant(codec.limit))
     multiple = codec.pad_multiple or 2**codec.stages
     missing = g.op("Mod", g.op("Neg", g.size(x, 2, 4)), g.integers(multiple))
     pads = g.op("Concat", g.integers(0, 0, 0, 0, 0, 0), missing, axis=0)

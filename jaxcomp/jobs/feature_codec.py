@@ -66,18 +66,19 @@ def build(config: Any) -> Job:
     level = LEVELS[config.level]
     whole = pyramid_head(config, detector)
     tail = tail_of(config, detector, whole)
+    robust = bool(config.model.get("limit", 0.0))
     if config.data.cache_features:
         training, held_out = (
             {"features" if key == level else key: x for key, x in arrays.items()}
             for arrays in cached_pyramids(config, detector, (level,), images, tail)
         )
         splits = array_splits(training, held_out, config.training.batch_size, config.seed)
-        statistics = level_statistics(iter([training["features"]]))
+        statistics = level_statistics(iter([training["features"]]), robust)
     else:
         splits = images
         batches = itertools.islice(images.train_once(), STATISTICS_BATCHES)
         pyramid = pyramids(config, detector, (level,), batches)
-        statistics = level_statistics(features[level] for features in pyramid)
+        statistics = level_statistics((features[level] for features in pyramid), robust)
     codec = codec_from_config(config.model)
     task = FeatureCodecTask(
         codec,
@@ -198,6 +199,7 @@ def network_record(config: Any, codec: Any) -> dict[str, Any]:
             "n_channels": codec.n_channels,
             "stages": codec.stages,
             "dtype": str(codec.dtype),
+            **({"limit": codec.limit} if codec.limit else {}),
         },
         "rate_weight": config.training.rate_weight,
         "loss": LOSS_CONVENTION,

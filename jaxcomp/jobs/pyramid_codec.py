@@ -77,16 +77,16 @@ def _data(
     config: Any, detector: AnyDetector, images: DataSplits, draw: bool, tail: Judge | None
 ) -> tuple[DataSplits, dict[str, np.ndarray]]:
     """Batches for training, of one drawn level each or of all, and statistics of every level."""
-    levels = detector.levels
+    levels, robust = detector.levels, bool(config.model.get("limit", 0.0))
     if config.data.cache_features:
         training, held_out = frozen_features.cached_pyramids(config, detector, levels, images, tail)
         training = frozen_features.balanced(config, detector, training)
         size = config.training.batch_size
         splits = cached_levels(training, held_out, size, config.seed, levels=levels, draw=draw)
-        return splits, pyramid_statistics([training], levels)
+        return splits, pyramid_statistics([training], levels, robust)
     batches = itertools.islice(images.train_once(), shared.STATISTICS_BATCHES)
     pyramids = frozen_features.pyramids(config, detector, levels, batches)
-    statistics = pyramid_statistics(pyramids, levels)
+    statistics = pyramid_statistics(pyramids, levels, robust)
     return level_draws(images, levels, config.seed) if draw else images, statistics
 
 

@@ -12,6 +12,7 @@ LOSS = {
     "training.feature_weight": (float, 0, math.inf, True),
     "training.prior_lr_factor": (float, 0, math.inf, False),
     "training.task_regions": (int, 1, 1000, True),
+    "model.limit": (float, 0, math.inf, True),
 }
 # Keys of photos without labels.
 PHOTOS = {

@@ -47,6 +47,7 @@ def codec_from_config(config: Any) -> FactorisedCodec:
         stages=config.stages,
         dtype=config.dtype,
         straight_through=config.straight_through,
+        limit=config.get("limit", 0.0),
     )
 
 
@@ -55,7 +56,7 @@ Judge = Callable[[str, Array, Array], Array]
 _CHUNK = 16  # frames summed at a time: float64 copies of a whole fine level take gigabytes
 
 
-def level_statistics(batches: Iterable[Array]) -> dict[str, np.ndarray]:
+def level_statistics(batches: Iterable[Array], robust: bool = False) -> dict[str, np.ndarray]:
     """Mean of each channel and one scale of a level's features.
 
     One scale, not one for each channel: the channels keep their relative energies, so that a
@@ -63,6 +64,7 @@ def level_statistics(batches: Iterable[Array]) -> dict[str, np.ndarray]:
 
     Args:
       batches: arrays [B, H, W, C], of any B: they are summed a few frames at a time.
+      robust: medians over the frames, which a few frames with extreme values do not move.
 
     Returns:
       {"mean": [C] float32, "scale": [] float32, the root mean square of the centred features}.
@@ -73,11 +75,11 @@ def level_statistics(batches: Iterable[Array]) -> dict[str, np.ndarray]:
     sums = FeatureSums()
     for batch in batches:
         sums.add(batch)
-    return sums.result()
+    return sums.result(robust)
 
 
 class FeatureSums:
-    """Sums of features over many batches, in float64.
+    """Sums of the features of many frames, in float64.
 
     Attributes:
       positions: H W summed over all frames.
@@ -85,21 +87,26 @@ class FeatureSums:
 
     def __init__(self) -> None:
         self.positions = 0
-        self._total: Any = 0.0
-        self._square: Any = 0.0
+        self._parts = list[np.ndarray]()  # [B, 1 + 2 C]: H W, sums and sums of squares of frames
 
     def add(self, batch: Any) -> None:
         """Counts [B, H, W, C] features, a few frames at a time."""
         for chunk in (batch[i : i + _CHUNK] for i in range(0, batch.shape[0], _CHUNK)):
-            flat = np.asarray(chunk, np.float64).reshape(-1, chunk.shape[-1])
-            self.positions += flat.shape[0]
-            self._total = self._total + flat.sum(0)
-            self._square = self._square + np.square(flat).sum(0)
+            flat = np.asarray(chunk, np.float64).reshape(chunk.shape[0], -1, chunk.shape[-1])
+            self.positions += flat.shape[0] * flat.shape[1]
+            count = np.full((len(flat), 1), flat.shape[1])
+            self._parts.append(np.concatenate([count, flat.sum(1), np.square(flat).sum(1)], 1))
 
-    def result(self) -> dict[str, np.ndarray]:
+    def result(self, robust: bool = False) -> dict[str, np.ndarray]:
         """What `level_statistics` returns, and raises."""
-        mean = self._total / max(self.positions, 1)
-        variance = np.maximum(self._square / max(self.positions, 1) - mean**2, 0.0).mean()
+        frames = np.concatenate(self._parts)
+        if robust:
+            total, square = np.split(frames[:, 1:] / frames[:, :1], 2, -1)
+            mean = np.median(total, 0)
+            variance = np.median((square - 2 * mean * total + mean**2).mean(-1))
+        else:
+            mean, power = np.split(frames[:, 1:].sum(0) / max(self.positions, 1), 2)
+            variance = np.maximum(power - mean**2, 0.0).mean()
         if not np.isfinite(variance):
             raise NonFiniteError("The detector's features hold NaN or infinity; check its weights.")
         # Constant features have no scale; one leaves them as they are.
@@ -182,9 +189,24 @@ class FeatureCodecTask(Task):
     def features(self, frozen: PyTree, batch: Batch) -> Array:
         """The level's features [B, H, W, C] of a batch: cached ones, or the frozen head's."""
         if "features" in batch:
-            return jnp.asarray(batch["features"], jnp.float32)
+            return self.cut(jnp.asarray(batch["features"], jnp.float32))
         assert self.head is not None
-        return jax.lax.stop_gradient(self.head(frozen, batch))
+        return self.cut(jax.lax.stop_gradient(self.head(frozen, batch)))
+
+    def cut(self, x: Array, part: Any = slice(None)) -> Array:
+        """Features [..., C] as the codec sees them: cut at its limit, so that no loss is of more.
+
+        Args:
+          x: of the level whose statistics are `part` of the task's.
+          part: an index of their leading axis.
+        """
+        limit = self.codec.limit
+        if not limit:
+            return x
+        mean = jnp.asarray(self.statistics["mean"])[part].reshape((1,) * (x.ndim - 1) + (-1,))
+        scale = jnp.asarray(self.statistics["scale"])
+        most = limit * (scale[part] if scale.ndim else scale)
+        return jnp.clip(x, mean - most, mean + most)
 
     def judge(self, frozen: PyTree, batch: Batch) -> Judge | None:
         """The tail's view of a batch, None without a tail."""

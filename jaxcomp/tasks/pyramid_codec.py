@@ -38,13 +38,14 @@ LEVEL_WEIGHTS = ("elements", "equal")
 
 
 def pyramid_statistics(
-    batches: Iterable[Mapping[str, Any]], levels: Sequence[str] = LEVELS
+    batches: Iterable[Mapping[str, Any]], levels: Sequence[str] = LEVELS, robust: bool = False
 ) -> dict[str, np.ndarray]:
     """Statistics of each level, as `feature_codec.level_statistics` has them for one.
 
     Args:
       batches: {level: [B, H_l, W_l, C]}.
       levels: which of them, in order.
+      robust: medians over the frames.
 
     Returns:
       {"mean": [L, C], "scale": [L], "values": [L], how many there were}.
@@ -56,7 +57,7 @@ def pyramid_statistics(
     for batch in batches:
         for level in levels:
             sums[level].add(batch[level])
-    found = [one.result() for one in sums.values()]
+    found = [one.result(robust) for one in sums.values()]
     stacked = {name: np.stack([one[name] for one in found]) for name in ("mean", "scale")}
     return stacked | {"values": np.asarray([one.positions for one in sums.values()], np.float64)}
 
@@ -79,12 +80,18 @@ class PyramidTask(FeatureCodecTask):
 
     def features(self, frozen: PyTree, batch: Batch) -> Features:
         """{level: [B, H_l, W_l, C]}: cached ones or the head's, or the drawn one alone."""
-        cached = {name: batch[name] for name in self.levels if name in batch}
-        if cached:
-            return {name: jnp.asarray(x, jnp.float32) for name, x in cached.items()}
-        assert self.head is not None
-        pyramid: Any = jax.lax.stop_gradient(self.head(frozen, batch))
-        return {name: pyramid[name] for name in batch.get("take", self.levels)}
+        found: Any = {name: batch[name] for name in self.levels if name in batch}
+        if not found:
+            assert self.head is not None
+            pyramid: Any = jax.lax.stop_gradient(self.head(frozen, batch))
+            found = {name: pyramid[name] for name in batch.get("take", self.levels)}
+        return {name: self._cut(name, jnp.asarray(x, jnp.float32)) for name, x in found.items()}
+
+    def _cut(self, name: str, x: Array) -> Array:
+        """`cut` of a level; statistics are by level, or those of all channels of all levels."""
+        i, channels = self.levels.index(name), x.shape[-1]
+        by_level = np.ndim(self.statistics["scale"]) > 0
+        return self.cut(x, i if by_level else slice(i * channels, (i + 1) * channels))
 
     def level_metrics(self, means: Mapping[str, Array], x: Features) -> Mapping[str, Any]:
         """Errors by level are among the terms already."""
