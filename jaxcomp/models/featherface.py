@@ -49,9 +49,16 @@ def _neck(cfg: FaceConfig, dtype: jnp.dtype) -> nn.Module:
 
 
 class FaceDetector(nn.Module):
-    """The whole detector; `tail(head(image)) == model(image)`."""
+    """The whole detector; `tail(head(image)) == model(image)`.
+
+    Attributes:
+      cfg: its sizes and parts.
+      loops: deformable convolutions may run in loops of numba even where the batch statistics are
+        fixed, as they may in training; see `ops.gather_sum`. Such a program cannot be exported.
+    """
 
     cfg: FaceConfig
+    loops: bool = False
 
     def setup(self) -> None:
         """Builds the parts."""
@@ -63,7 +70,7 @@ class FaceDetector(nn.Module):
         self.neck_gates = Gates(cfg.pyramid_gates, dtype) if gated else None
         context: Callable[[], nn.Module] = functools.partial(GroupedContext, dtype)
         if cfg.context != "grouped":
-            context = functools.partial(Context, cfg.context == "deformable", dtype)
+            context = functools.partial(Context, cfg.context == "deformable", dtype, self.loops)
         self.context = [context() for _ in FACE_LEVELS]
         self.mixer = [Mixer(cfg.mixer, dtype) for _ in FACE_LEVELS]
         self.outputs = [Outputs(cfg.anchors_per_place, dtype) for _ in FACE_LEVELS]

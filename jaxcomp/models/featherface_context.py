@@ -28,6 +28,7 @@ class Context(nn.Module):
 
     deformable: bool
     dtype: jnp.dtype = jnp.float32
+    loops: bool = False
 
     @nn.compact
     def __call__(self, x: Array, train: bool) -> Array:
@@ -35,8 +36,8 @@ class Context(nn.Module):
         features, slope = x.shape[-1], head_slope(x.shape[-1])
 
         def conv(name: str, x: Array, width: int) -> Array:
-            layer = ConvNorm(width, deformable=self.deformable, dtype=self.dtype, name=name)
-            return layer(x, train)
+            kinds = {"deformable": self.deformable, "loops": self.loops}
+            return ConvNorm(width, dtype=self.dtype, name=name, **kinds)(x, train)
 
         narrow = features // 4
         branch3 = conv("branch3", x, features // 2)

@@ -90,6 +90,7 @@ class ConvNorm(nn.Module):
       groups: of the channels; -1 for depthwise.
       bias: of the convolution, before the normalisation.
       deformable: let a convolution predict where each tap reads and how much it counts (3x3 only).
+      loops: see `FaceDetector`.
       epsilon, momentum: of the normalisation.
       dtype: compute type; statistics and parameters stay float32.
     """
@@ -100,6 +101,7 @@ class ConvNorm(nn.Module):
     groups: int = 1
     bias: bool = False
     deformable: bool = False
+    loops: bool = False
     epsilon: float = EPSILON
     momentum: float = MOMENTUM
     dtype: jnp.dtype = jnp.float32
@@ -117,8 +119,9 @@ class ConvNorm(nn.Module):
         apply = functools.partial(same_conv, x, stride=self.stride, groups=groups)
         if self.deformable:
             places = self._places(x)
-            # Foreign loops are fast, but belong in no exported program: in training alone.
-            apply = functools.partial(_deformed, x, places, native=None if train else True)
+            # Foreign loops are fast, but belong in no exported program.
+            native = None if train or self.loops else True
+            apply = functools.partial(_deformed, x, places, native=native)
         norm = nn.BatchNorm(
             use_running_average=not train,
             momentum=self.momentum,
