@@ -105,6 +105,22 @@ def test_photos_that_are_larger_than_the_canvas_are_shrunk():
     assert tiny.shape == (32, 32, 3)
 
 
+def test_held_out_photos_are_measured_at_their_own_size(folder, weights):
+    config = config_of(folder, weights, "--config.data.height=128", "--config.data.width=160")
+    splits = make_splits(config, 3)
+    whole = list(splits.validation())
+    assert {b["image"].shape for b in whole} == {(3, 128, 160, 3)}
+    alone = list(frozen_features.held_out_batches(splits))
+    assert {b["image"].shape for b in alone} == {(1, 96, 96, 3)}  # 70 x 90
+    masks = np.concatenate([b["mask"] for b in whole])
+    assert len(alone) == masks.sum() < len(masks)
+    ids = np.concatenate([b["image_id"] for b in whole])[masks > 0]
+    assert [int(b["image_id"][0]) for b in alone] == ids.tolist()
+    np.testing.assert_array_equal(alone[0]["image"][0], whole[0]["image"][0][:96, :96])
+    (again,) = photos.at_own_size(alone[0])
+    np.testing.assert_array_equal(again["image"], alone[0]["image"])
+
+
 @pytest.mark.parametrize("box", [(30, 20, 50, 44), (0, 0, 30, 30), (95, 65, 120, 90)])
 def test_a_crop_around_an_object_shows_all_of_it(box):
     image = np.zeros((90, 120, 3), np.uint8)
@@ -210,12 +226,39 @@ def test_the_judge_wants_faces_and_forgives_background():
     distance = jax.jit(face_distortion.distance)
     assert float(distance(target, target)[0]) == pytest.approx(0, abs=1e-5)
 
-    def moved(anchor):
-        return {**target, "boxes": target["boxes"].at[0, anchor].add(1.0)}
+    def moved(anchor, shift=1.0):
+        return {**target, "boxes": target["boxes"].at[0, anchor].add(shift)}
 
-    assert distance(target, moved(1))[0] > 1.9 > 0.1 > distance(target, moved(20))[0]
-    lost = {**target, "classes": target["classes"].at[0, 1].set(jnp.asarray([6.0, 0.0]))}
-    assert distance(target, lost)[0] > 3
+    def rated(anchor, face):
+        return {**target, "classes": target["classes"].at[0, anchor, 1].set(face)}
+
+    assert distance(target, moved(1))[0] > 1.9
+    assert distance(target, moved(20, 300.0))[0] < 0.02  # no one reads a background's box
+    lost, invented = rated(1, 0.0), rated(20, 12.0)
+    assert distance(target, lost)[0] > 3 and distance(target, invented)[0] > 3
+    assert distance(target, rated(20, 3.0))[0] < 0.1 * distance(target, invented)[0]
+
+
+def test_the_judge_passes_deformable_convolutions_in_loops_and_inference_does_not(monkeypatch):
+    monkeypatch.setattr(jax, "device_count", lambda: 1)
+    model = FaceDetector(dataclasses.replace(VARIANTS["v1"], features=8, cells=1))
+    variables = drawn(model.cfg)
+    rng = np.random.default_rng(4)
+    x, moved = (rng.normal(0, 1, (2, 6, 5, 8)).astype(np.float32) for _ in range(2))
+    judge = face_distortion.FaceDistortion(model, 1.0)
+
+    def seen(y):
+        return judge.level(variables, "p3", x, y, jnp.zeros((2, 0, 4))).sum()
+
+    def plainly(y):
+        before, after = (face_distortion.level_outputs(model, variables, "p3", f) for f in (x, y))
+        return face_distortion.distance(before, after).sum() / 30
+
+    programs = [jax.jit(jax.value_and_grad(f)).lower(moved) for f in (seen, plainly)]
+    assert ["jaxcomp_gather_sum" in p.as_text() for p in programs] == [True, False]
+    (loss, gradient), (wanted, slope) = (p.compile()(moved) for p in programs)
+    np.testing.assert_allclose(loss, wanted, rtol=1e-4)
+    np.testing.assert_allclose(gradient, slope, atol=1e-4 * np.abs(slope).max())
 
 
 def test_what_a_config_builds():

@@ -18,7 +18,7 @@ import functools
 import hashlib
 import logging
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +32,7 @@ from jaxcomp.types import DataSplits
 
 _LOG = logging.getLogger(__name__)
 FILL = (123, 117, 104)  # RGB; the mean that light face detectors take away
+STRIDE = 32  # of the coarsest level of a face detector
 SCALES = (0.4, 1.3)  # of a photo before it is cropped
 JITTER = 0.2  # largest change of brightness and contrast
 
@@ -77,6 +78,18 @@ def on_canvas(image: np.ndarray, height: int, width: int) -> tuple[np.ndarray, t
     canvas[:] = FILL
     canvas[:rows, :columns] = image
     return canvas, (rows, columns)
+
+
+def at_own_size(batch: Mapping[str, np.ndarray]) -> Iterator[dict[str, np.ndarray]]:
+    """The photos of a batch one by one, each on the smallest canvas of whole strides.
+
+    What a photo does not fill of a larger canvas would be coded with it. Rows with the mask 0 are
+    left out.
+    """
+    for row in np.flatnonzero(batch["mask"]):
+        one = {name: np.asarray(value)[row : row + 1] for name, value in batch.items()}
+        rows, columns = (math.ceil(n / STRIDE) * STRIDE for n in one["image_size"][0])
+        yield {**one, "image": one["image"][:, :rows, :columns]}
 
 
 def crop_of(

@@ -20,7 +20,7 @@ def keep_pictures(
     *,
     limit: int,
 ) -> None:
-    """Appends real rows of a batch to `store` until it holds `limit` of them.
+    """Appends real rows of a batch to `store` until it holds `limit` of them, all of one size.
 
     Args:
       store: name to one entry a frame; grows in place.
@@ -39,6 +39,8 @@ def keep_pictures(
     for row in np.flatnonzero(batch["mask"]):
         if len(store.get("image", ())) >= limit:
             return
+        if "image" in store and store["image"][0].shape != np.shape(batch["image"][row]):
+            continue
         entry = {name: batch[name][row] for name in ("image", "image_id")}
         entry |= {f"truth_{name}": batch[name][row] for name in ("boxes", "labels", "valid")}
         entry |= {name: value[row] for name, value in arrays.items()}

@@ -17,6 +17,7 @@ from jaxcomp.data.feature_store import (
     store_bytes,
     write_store,
 )
+from jaxcomp.data.photos import at_own_size
 from jaxcomp.errors import CheckpointError, NonFiniteError
 from jaxcomp.evaluate.detection import image_sizes
 from jaxcomp.jobs.job import canvas_of
@@ -110,6 +111,18 @@ def _judge(detector: AnyDetector, weight: float, regions: int, **options: Any) -
     if isinstance(detector, FaceSplit):
         return FaceDistortion(detector.model, weight, **options)
     return TailDistortion(detector.model, weight, regions=regions, **options)
+
+
+def held_out_batches(images: DataSplits) -> Iterator[Mapping[str, Any]]:
+    """The held-out batches of a measurement; photos without labels one by one, at their own size.
+
+    Validation in training keeps its one canvas, so that its step is compiled once.
+    """
+    for batch in images.validation():
+        if "boxes" in batch:
+            yield batch
+        else:
+            yield from at_own_size(batch)
 
 
 def with_truth(

@@ -19,7 +19,7 @@ import numpy as np
 from jaxcomp import data
 from jaxcomp.errors import DataError, NonFiniteError
 from jaxcomp.evaluate.detection import image_sizes
-from jaxcomp.jobs.frozen_features import AnyDetector, with_truth
+from jaxcomp.jobs.frozen_features import AnyDetector, held_out_batches, with_truth
 from jaxcomp.jobs.job import canvas_of
 from jaxcomp.models.transform import frames_of
 
@@ -71,7 +71,7 @@ class HeldOut:
     def batches(self) -> Iterator[Batch]:
         """The frames in order, each a batch of one; frames that cannot be read are left out."""
         found = 0
-        for batch in self._images.validation():
+        for batch in held_out_batches(self._images):
             if not batch["mask"][0]:
                 continue
             if found == len(self._truth):  # that of photos without labels takes the detector

@@ -82,6 +82,7 @@ def measure_uncompressed(held: HeldOut, official: Official, tick: Callable[[], N
     sums, scores = _Sums(), official("uncompressed")
     head_ms, tail_ms, pictures = [], [], []
     moments: dict[str, list[Any]] = {level: [0, 0.0, 0.0] for level in held.detector.levels}
+    shapes: dict[str, list[int]] = {}
     for i, (batch, pyramid) in enumerate(held.pyramids()):
         found = held.tail(pyramid, batch)
         if i < 8:  # the first calls of all have compiled both halves
@@ -95,11 +96,12 @@ def measure_uncompressed(held: HeldOut, official: Official, tick: Callable[[], N
         _detect(sums, scores, batch, found)
         if i < PICTURES:
             pictures.append(held.pixels_of(batch))
-        shapes = {level: list(x.shape[1:]) for level, x in pyramid.items()}
-        canvas = tuple(32 * n for n in pyramid["p5"].shape[1:3])
+        for level, x in pyramid.items():  # photos have sizes of their own: the largest
+            shapes[level] = list(map(max, x.shape[1:], shapes.get(level, x.shape[1:])))
         tick()
     accuracy = accuracy_of(sums.frames, held.detector.classes)
     pixels = int(held.pixels.mean())
+    canvas = (32 * shapes["p5"][0], 32 * shapes["p5"][1])
     record = {
         "kind": "uncompressed",
         "system": "uncompressed",
@@ -135,9 +137,13 @@ def measure_codec(
     """A trained codec: real bytes, and the tail on what was read back."""
     codec, sums, scores = point.codec, _Sums(), official(point.name)
     heat: dict[str, np.ndarray] = {}
+    compiled = set()
     for i, (batch, pyramid) in enumerate(held.pyramids()):
-        if i == 0:  # the first calls compile; their time is no latency
+        sizes = tuple(x.shape for x in pyramid.values())
+        if sizes not in compiled:  # the first calls compile; their time is no latency
             point_coding.code_learned(codec, pyramid)
+            compiled.add(sizes)
+        if i == 0:
             size = tuple(32 * n for n in pyramid["p5"].shape[1:3])
             found = point_coding.heat_maps(codec, pyramid, size)
             heat = {f"heat_{name}": x for name, x in found.items()}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -61,9 +62,12 @@ def level_name(summary: Summary) -> str:
 
 def shape_text(summary: Summary) -> str:
     """The shape of the coded features, height x width x channels."""
-    shapes = [level.get("shape") for level in _levels(summary).values()]
+    shapes = [level.get("shape") or () for level in _levels(summary).values()]
     if shapes:
-        return " + ".join("×".join(map(str, shape or ())) for shape in shapes)  # noqa: RUF001
+        # Photos have sizes of their own; the shape on record is the largest.
+        most, raw = 4 * sum(map(math.prod, shapes)), summary.get("raw_bytes_per_frame")
+        words = "up to " if isinstance(raw, float) and raw < most - 1 else ""
+        return words + " + ".join("×".join(map(str, shape)) for shape in shapes)  # noqa: RUF001
     shape = summary.get("feature_shape")
     return " × ".join(map(str, shape)) if isinstance(shape, Sequence) and shape else MISSING  # noqa: RUF001
 
