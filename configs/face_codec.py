@@ -36,19 +36,21 @@ def get_config(arg_string: str = ""):
         "face",
         detector={"kind": "face"},
         model={"levels": ("p3", "p4", "p5")},
-        data={"crop": 320, "crops": 24, "balanced": True, "around": 24, "found_score": 0.3},
+        data={"crop": 256, "crops": 20, "balanced": True, "around": 48, "found_score": 0.3},
         evaluation={"truth_score": 0.5},
         training={"level_weights": "elements"},
     )
     config.level = 1  # P3: the sizes of the codec's map
     config.model.name = MODELS[args.treatment]
-    config.model.update(in_channels=CHANNELS[args.variant], n_hidden=96, n_channels=64, stages=2)
+    config.model.update(in_channels=CHANNELS[args.variant], n_hidden=64, n_channels=64, stages=2)
     config.model.update(straight_through=True, limit=12.0)
     config.data.update(name="photos", train_size=0, val_size=0, val_share=1 / 3)
     config.data.update(height=640, width=640, resize="none")
     training = config.training
-    training.update(batch_size=4, epochs=6, learning_rate=1e-3, rate_weight=1e-2, clip_norm=5.0)
-    training.update(task_weight=100.0, feature_weight=0.02, prior_lr_factor=10.0)
-    training.lr_schedule.update(name="cosine")
+    training.update(batch_size=2, epochs=24, learning_rate=2e-3, rate_weight=6e-4, clip_norm=5.0)
+    training.update(task_weight=100.0, feature_weight=0.03, prior_lr_factor=10.0)
+    # Without a warm-up the tail of V1 drives the first decoded features to a thousand times their
+    # scale, from where training does not return.
+    training.lr_schedule.update(name="warmup_cosine", warmup_epochs=1)
     training.early_stopping.patience = 0
     return config

@@ -7,8 +7,8 @@ of one pyramid level l, each term against what the same layers give for the feat
 - hidden maps before the outputs: squared error over mean square, summed over places, each counted
   by how likely it is part of a face, and a little where there is none,
 - faces: Kullback-Leibler divergence of the two Bernoulli distributions of each anchor, weighted by
-  the larger of both chances of a face: a lost face and a false one cost, background that stays
-  background hardly does,
+  the root of the larger of both chances of a face: a lost face and a false one cost, and the many
+  anchors of background do not outweigh them. (By the chance itself, weak faces were lost.)
 - boxes and landmarks: smooth L1 of the regressions, weighted by the square of the chance before.
   Those of background are never used, but reach hundreds: weighted by the chance itself, anchors
   below 0.02 were nine tenths of T, and the bits went to them.
@@ -101,7 +101,7 @@ def distance(target: Mapping[str, Array], found: Mapping[str, Array]) -> Array:
     boxes, points = (
         smooth_l1(found[name] - target[name], 1.0).sum(-1) for name in ("boxes", "landmarks")
     )
-    faces = either * bernoulli_divergence(before, after)
+    faces = jnp.sqrt(either) * bernoulli_divergence(before, after)
     regressions = jnp.square(sure) * (boxes + LANDMARKS * points)
     hidden = _hidden_error(target["hidden"], found["hidden"], sure)
     return HIDDEN * hidden + (faces + regressions).sum(-1)
