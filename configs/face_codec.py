@@ -15,7 +15,9 @@ of the decoded features, and is judged by how far its detections agree with thos
 features (from `evaluation.truth_score` on). A third of the photos, told by their names, is held
 out; of the crops of the others, those with a detection (from `data.found_score` on) are used and as
 many without (`data.balanced`; not with `level`, which sees one level alone). `data.around` adds so
-many crops around each detection in the photos to train on. docs/faces.md has results; `python
+many crops around each detection in the photos to train on. Features beyond `model.limit` scales are
+cut. The learning rate rises for an epoch: --config.training.epochs=1 takes
+--config.training.lr_schedule.warmup_epochs=0 with it. docs/faces.md has results; `python
 -m jaxcomp evaluate RUN --out=FOLDER` puts image codecs beside it.
 """
 

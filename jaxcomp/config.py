@@ -41,6 +41,7 @@ __all__ = [
     "nearest",
     "parse_args",
     "parse_value",
+    "result_keys",
     "split_argv",
     "to_json",
     "validate",
@@ -166,6 +167,9 @@ _NO_RESULT = (
     "evaluation.pictures_every",
     *("data.dir", "data.workers", "data.cache", "data.num_threads", "data.on_junk"),
 )
+
+# Keys that came after runs were made, with the value that computes what those did.
+_LATER = {"model.limit": 0.0}
 
 
 def codec_config(profile: str, **extra: Any) -> ConfigDict:
@@ -367,8 +371,17 @@ def changes_result(key: str) -> bool:
     return not any(key == n or (n[-1] == "." and key.startswith(n)) for n in _NO_RESULT)
 
 
+def result_keys(tree: Mapping[str, Any]) -> dict[str, Any]:
+    """The dotted keys of a config that can change a result, so that a run resumes where they agree.
+
+    Left out is a key that an older run does not have while its value computes what that run did.
+    """
+    found = {key: value for key, value in flatten(tree) if changes_result(key)}
+    return {k: v for k, v in found.items() if k not in _LATER or v != _LATER[k]}
+
+
 def digest(config: ConfigDict | Mapping[str, Any]) -> str:
-    """SHA-256 (hex) of all keys that can change the result (`changes_result`).
+    """SHA-256 (hex) of all keys that can change the result (`result_keys`).
 
     A run resumes when only other keys differ.
 
@@ -376,5 +389,5 @@ def digest(config: ConfigDict | Mapping[str, Any]) -> str:
       config: a config, or the content of its JSON.
     """
     tree = json.loads(to_json(config)) if isinstance(config, ConfigDict) else config
-    content = sorted((k, v) for k, v in flatten(tree) if changes_result(k))
+    content = sorted(result_keys(tree).items())
     return hashlib.sha256(json.dumps(content, separators=(",", ":")).encode()).hexdigest()

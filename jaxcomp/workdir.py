@@ -312,9 +312,8 @@ def _other_config(path: Path, config: config_lib.ConfigDict) -> str:
     except (OSError, ValueError):
         old = {}
     new = json.loads(config_lib.to_json(config))
-    before, after = (dict(config_lib.flatten(c)) for c in (old, new))
+    before, after = (config_lib.result_keys(c) for c in (old, new))
     keys = sorted(k for k in before.keys() | after.keys() if before.get(k) != after.get(k))
-    keys = [k for k in keys if config_lib.changes_result(k)]
     shown = [f"{k} {before.get(k)!r} -> {after.get(k)!r}" for k in keys]
     more = f" and {len(shown) - 3} more" if len(shown) > 3 else ""
     return (

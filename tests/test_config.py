@@ -114,6 +114,15 @@ def test_digest_is_of_what_changes_the_result(override, same):
     assert config_lib.digest(stored) == config_lib.digest(config)
 
 
+def test_a_key_that_came_later_does_not_keep_older_runs_from_resuming():
+    now = config_lib.load_config("configs/fpn_level.py", [])
+    older = json.loads(config_lib.to_json(now))
+    assert older["model"].pop("limit") == 0.0
+    assert config_lib.digest(older) == config_lib.digest(now)
+    other = config_lib.load_config("configs/fpn_level.py", ["model.limit=12.0"])
+    assert config_lib.digest(other) != config_lib.digest(older)
+
+
 def shipped(name, *overrides):
     return config_lib.load_config(str(CONFIGS / name), overrides)
 

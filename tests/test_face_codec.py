@@ -13,17 +13,20 @@ from PIL import Image
 import jaxcomp
 from jaxcomp import cli, weights_file
 from jaxcomp import main as main_module
+from jaxcomp.codecs.factorised import FactorisedCodec
 from jaxcomp.config import load_config
 from jaxcomp.data import make_splits, photos
 from jaxcomp.errors import CheckpointError, ConfigError, DataError, ShapeError
 from jaxcomp.inspecting import describe_config
 from jaxcomp.interop.featherface_names import abstract_variables
 from jaxcomp.jobs import frozen_features
+from jaxcomp.jobs.feature_codec import network_record
 from jaxcomp.jobs.found_faces import with_found
 from jaxcomp.loaders import FaceSplit, load_split_detector
 from jaxcomp.loaders_face import FACE_FILE, FACE_KIND, load_face_detector
 from jaxcomp.models.featherface import FACE_LEVELS, VARIANTS, FaceDetector
 from jaxcomp.tasks import face_distortion
+from jaxcomp.tasks.feature_codec import codec_from_config
 
 CONFIG = "configs/face_codec.py"
 SMALL = dataclasses.replace(
@@ -56,7 +59,8 @@ def folder(tmp_path_factory):
     rng = np.random.default_rng(0)
     for i in range(10):
         coarse = rng.integers(0, 256, (9, 12, 3)).astype(np.uint8)
-        Image.fromarray(coarse).resize((90, 70)).save(root / f"{i:03}.png")
+        # Two sizes: on canvases of their own the latter has 64 rows, not 96.
+        Image.fromarray(coarse).resize((90, 70 if i < 8 else 50)).save(root / f"{i:03}.png")
     (root / "broken.jpg").write_bytes(b"no picture")
     return root
 
@@ -111,7 +115,7 @@ def test_held_out_photos_are_measured_at_their_own_size(folder, weights):
     whole = list(splits.validation())
     assert {b["image"].shape for b in whole} == {(3, 128, 160, 3)}
     alone = list(frozen_features.held_out_batches(splits))
-    assert {b["image"].shape for b in alone} == {(1, 96, 96, 3)}  # 70 x 90
+    assert {b["image"].shape for b in alone} == {(1, 96, 96, 3), (1, 64, 96, 3)}
     masks = np.concatenate([b["mask"] for b in whole])
     assert len(alone) == masks.sum() < len(masks)
     ids = np.concatenate([b["image_id"] for b in whole])[masks > 0]
@@ -261,6 +265,13 @@ def test_the_judge_passes_deformable_convolutions_in_loops_and_inference_does_no
     np.testing.assert_allclose(gradient, slope, atol=1e-4 * np.abs(slope).max())
 
 
+def test_the_limit_is_on_record_beside_the_network():
+    config = load_config(CONFIG, ["detector.path=x", "data.dir=y"])
+    codec = codec_from_config(config.model)
+    record = network_record(config, codec)["model"]
+    assert codec.limit == record["limit"] == FactorisedCodec(**record).limit == 12
+
+
 def test_what_a_config_builds():
     more = ["detector.path=x", "data.dir=y"]
     for treatment, channels in (("joint", 192), ("random", 64)):
@@ -296,7 +307,7 @@ def test_a_run_and_its_comparison(treatment, tmp_path, folder, weights, capsys):
     argv = [
         f"--config={CONFIG}:{treatment}", f"--workdir={run}",
         *words(folder, weights, "--config.model.n_hidden=4", "--config.model.n_channels=4"),
-        "--config.model.stages=1", "--config.training.epochs=1", "--config.training.batch_size=2",
+        "--config.model.stages=1", "--config.training.epochs=2", "--config.training.batch_size=2",
         "--config.log.progress=False", "--config.evaluation.truth_score=0.4",
     ]  # fmt: skip
     assert main_module.main(argv) == 0, capsys.readouterr()
@@ -309,6 +320,9 @@ def test_a_run_and_its_comparison(treatment, tmp_path, folder, weights, capsys):
     assert summary["map50_uncompressed"] == pytest.approx(1.0)
     assert "P3-P5" in (run / "index.html").read_text()
     codec, detector = jaxcomp.load_codec(run), load_face_detector(weights)
+    assert next(iter(codec.coder.models.values())).codec.limit == 12
+    assert max(level["shape"][0] for level in summary["levels"].values()) == 12  # of 96 rows
+    assert "up to 12×12×8" in (run / "index.html").read_text()  # noqa: RUF001
     codec.check_detector(detector)
     features = detector.get_features(held[0])
     blob = codec.compress(features)

@@ -1,6 +1,7 @@
 """Training one codec for the whole pyramid: statistics, losses, drawn levels, smoke runs."""
 
 import json
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -12,11 +13,14 @@ import pytest
 import jaxcomp
 from jaxcomp import main as main_module
 from jaxcomp.codecs import bitstream
-from jaxcomp.codecs.factorised import FactorisedCodec
+from jaxcomp.codecs.factorised import FactorisedCodec, refresh_quantiles
+from jaxcomp.codecs.identity import Model
+from jaxcomp.codecs.pyramid import PyramidCoder
 from jaxcomp.config import load_config
 from jaxcomp.data.levels import cached_levels, drawn_level, level_draws
 from jaxcomp.errors import ConfigError, NonFiniteError
 from jaxcomp.inspecting import describe_config
+from jaxcomp.jobs import pyramid_codec
 from jaxcomp.models.fpn import LEVELS
 from jaxcomp.sharding import make_mesh, put_batch
 from jaxcomp.step import create_state, make_train_step
@@ -77,9 +81,9 @@ def test_statistics_of_levels_and_of_the_joint_map():
         pyramid_statistics([{**FRAMES, "p4": FRAMES["p4"] * np.nan}])
 
 
-@pytest.mark.parametrize("kind", ["joint", "random"])
-def test_what_the_limit_cuts_is_in_no_loss_of_a_pyramid(kind):
-    limit, found = 1.5, pyramid_statistics([FRAMES], robust=True)
+def limited_task(kind, limit):
+    """A task that cuts, with levels that reach far beyond, and those levels cut by hand."""
+    found = pyramid_statistics([FRAMES], robust=True)
     scales = found["scale"]
     if kind == "joint":
         scales = np.full(5, joint_statistics(found)["scale"])
@@ -88,18 +92,44 @@ def test_what_the_limit_cuts_is_in_no_loss_of_a_pyramid(kind):
         for (k, x), m, s in zip(FRAMES.items(), found["mean"], scales, strict=True)
     }
     wild = {k: np.where(x > cut[k], 80, x).astype("f4") for k, x in FRAMES.items()}
+    assert sum((x == 80).any() for x in wild.values()) >= 3
     channels = toy.CHANNELS * (5 if kind == "joint" else 1)
-    codec = FactorisedCodec(in_channels=channels, n_hidden=4, n_channels=3, stages=1)
-    plain, limited = (pyramid_task(kind, codec.clone(limit=n), 0.1, found) for n in (0.0, limit))
+    codec = FactorisedCodec(channels, n_hidden=4, n_channels=3, stages=1, limit=limit)
+    return pyramid_task(kind, codec, 0.1, found), wild, cut
+
+
+def test_what_the_limit_cuts_is_in_no_loss_of_single_levels():
+    task, wild, cut = limited_task("random", 1.5)
+    plain = pyramid_task("random", task.codec.clone(limit=0.0), 0.1, task.statistics)
     params, stats, _ = initialised(plain)
-    mask = {"mask": np.ones(8, "f4")}
-    (a, b) = (
-        jax.jit(task.eval_loss)(params, stats, {}, {**frames, **mask})
-        for task, frames in ((plain, cut), (limited, wild))
+    a, b = (
+        jax.jit(one.eval_loss)(params, stats, {}, {**frames, "mask": np.ones(8, "f4")})
+        for one, frames in ((plain, cut), (task, wild))
     )
-    assert {k: x for k, x in a.items() if k.startswith("fpn_mse")}
+    assert any(name.startswith("fpn_mse") for name in a)
     for name, wanted in a.items():
         np.testing.assert_allclose(b[name], wanted, rtol=1e-3, err_msg=name)
+
+
+def test_the_joint_loss_rates_what_is_coded_and_compares_with_cut_levels():
+    task, wild, cut = limited_task("joint", 1.5)
+    params, stats, variables = initialised(task)
+    found = jax.jit(task.eval_loss)(params, stats, {}, {**wild, "mask": np.ones(8, "f4")})
+    variables = refresh_quantiles(variables)
+    coder = PyramidCoder(LEVELS, {"joint": Model(task.codec, variables, None)})
+    (bits,) = coder.ideal_bits(wild).values()
+    positions = sum(h * w for h, w in SIZES)
+    np.testing.assert_allclose(found["bpp"], bits.sum() / positions, rtol=1e-4)
+    restored, _ = jax.jit(task.decoded)(variables, wild)
+    for i, name in enumerate(LEVELS):
+        error = np.square(cut[name] - np.asarray(restored[name])).mean((1, 2, 3)).sum()
+        np.testing.assert_allclose(found[f"fpn_mse/L{i}"], error, rtol=1e-4)
+
+
+def test_a_limit_that_cuts_much_is_told(caplog):
+    task, wild, _ = limited_task("joint", 1.5)
+    pyramid_codec._tell_cut(task, SimpleNamespace(validation=lambda: iter([wild])))
+    assert "model.limit=1.5 are cut: p2 " in caplog.text and "WARNING" in caplog.text
 
 
 def test_the_joint_error_is_that_of_the_values_or_of_the_levels():

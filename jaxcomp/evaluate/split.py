@@ -104,7 +104,7 @@ class _Totals:
     """Sums over frames, and what the report shows."""
 
     frames: int = 0
-    timed: set = dataclasses.field(default_factory=set)
+    timed: set[tuple[tuple[int, ...], ...]] = dataclasses.field(default_factory=set)
     estimated_bits: float = 0.0
     payload_bits: int = 0
     file_bytes: int = 0

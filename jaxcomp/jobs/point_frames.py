@@ -1,7 +1,7 @@
 """The held-out frames that all points share, and the pyramids of the detector's head on them.
 
-One frame at a time: the detector compiles once, its times are those of a single frame, and every
-point sees features that do not depend on how frames were batched.
+One frame at a time: the detector compiles once for each size, its times are those of a single
+frame, and every point sees features that do not depend on how frames were batched.
 """
 
 from __future__ import annotations
@@ -109,7 +109,8 @@ class HeldOut:
             pyramid = self.head(batch)
             if i == 0:
                 size = sum(x.nbytes for x in pyramid.values())
-                self.cached = size * self.count <= CACHE_LIMIT
+                about = size * float(self.pixels.sum() / self.pixels[0])  # photos differ in size
+                self.cached = about <= CACHE_LIMIT
             if self.cached and i == len(self._features):
                 self._features.append(pyramid)
             yield batch, pyramid

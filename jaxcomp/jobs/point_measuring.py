@@ -77,7 +77,8 @@ def accuracy_of(frames: list[Frame], classes: tuple[str, ...]) -> dict[str, floa
 def measure_uncompressed(held: HeldOut, official: Official, tick: Callable[[], None]) -> Point:
     """The detector as it is: the accuracy that others lose, and what all points are judged with.
 
-    Its arrays also hold the ground truth, the pictures and the statistics of the features.
+    Its arrays also hold the ground truth, the pictures and the statistics of the features. The
+    canvas, and with it the complexity, is that of the first frame.
     """
     sums, scores = _Sums(), official("uncompressed")
     head_ms, tail_ms, pictures = [], [], []
@@ -94,14 +95,14 @@ def measure_uncompressed(held: HeldOut, official: Official, tick: Callable[[], N
             one[1] = one[1] + x.sum((0, 1, 2), dtype=np.float64)
             one[2] = one[2] + np.square(x, dtype=np.float64).sum((0, 1, 2))
         _detect(sums, scores, batch, found)
+        if i == 0:
+            canvas = tuple(32 * n for n in pyramid["p5"].shape[1:3])
         if i < PICTURES:
             pictures.append(held.pixels_of(batch))
         for level, x in pyramid.items():  # photos have sizes of their own: the largest
             shapes[level] = list(map(max, x.shape[1:], shapes.get(level, x.shape[1:])))
         tick()
     accuracy = accuracy_of(sums.frames, held.detector.classes)
-    pixels = int(held.pixels.mean())
-    canvas = (32 * shapes["p5"][0], 32 * shapes["p5"][1])
     record = {
         "kind": "uncompressed",
         "system": "uncompressed",
@@ -113,7 +114,7 @@ def measure_uncompressed(held: HeldOut, official: Official, tick: Callable[[], N
         "head_ms": float(np.median(head_ms)),
         "tail_ms": float(np.median(tail_ms)),
         "scales": {level: _scale(*one) for level, one in moments.items()},
-        "complexity": point_coding.detector_complexity(held.detector, canvas, pixels),
+        "complexity": point_coding.detector_complexity(held.detector, canvas, int(held.pixels[0])),
     }
     arrays = pack_frames(sums.frames) | pack_truth(sums.frames)
     arrays |= {"image_ids": held.image_ids, "pixels": held.pixels}
@@ -137,7 +138,7 @@ def measure_codec(
     """A trained codec: real bytes, and the tail on what was read back."""
     codec, sums, scores = point.codec, _Sums(), official(point.name)
     heat: dict[str, np.ndarray] = {}
-    compiled = set()
+    compiled = set[tuple]()
     for i, (batch, pyramid) in enumerate(held.pyramids()):
         sizes = tuple(x.shape for x in pyramid.values())
         if sizes not in compiled:  # the first calls compile; their time is no latency
@@ -147,7 +148,7 @@ def measure_codec(
             size = tuple(32 * n for n in pyramid["p5"].shape[1:3])
             found = point_coding.heat_maps(codec, pyramid, size)
             heat = {f"heat_{name}": x for name, x in found.items()}
-            cost = point_coding.codec_complexity(codec, pyramid, int(held.pixels.mean()))
+            cost = point_coding.codec_complexity(codec, pyramid, int(held.pixels[0]))
         coded = point_coding.code_learned(codec, pyramid)
         _count(sums, pyramid, coded, scales)
         found = held.tail({**pyramid, **coded.restored}, batch)

@@ -176,7 +176,8 @@ def _settings(codec: PyramidCodec, config: Mapping[str, Any], skip: Sequence[str
         model = codec.codec
         content = {
             "treatment": _treatment(codec),
-            "model": f"{model.in_channels}-{model.n_hidden}-{model.n_channels}/{model.stages}",
+            "model": f"{model.in_channels}-{model.n_hidden}-{model.n_channels}/{model.stages}"
+            + (f" within {model.limit:g}" if model.limit else ""),
         }
         return tuple(sorted((k, json.dumps(v)) for k, v in content.items()))
     # Runs of earlier versions lack newer keys: they were trained as by today's defaults.

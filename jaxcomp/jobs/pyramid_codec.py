@@ -26,6 +26,7 @@ from jaxcomp.jobs.found_faces import with_found
 from jaxcomp.jobs.frozen_features import AnyDetector, Judge
 from jaxcomp.jobs.job import Job, variables_of
 from jaxcomp.loaders import CODEC_FILE, PyramidCodec, codec_tree, save_codec
+from jaxcomp.log import LOG
 from jaxcomp.models.fpn import LEVELS
 from jaxcomp.tasks.feature_codec import (
     JOINT_MODEL,
@@ -41,6 +42,7 @@ from jaxcomp.workdir import atomic_write
 
 TREATMENTS = {JOINT_MODEL: "joint", RANDOM_MODEL: "random"}
 ANALYSIS_EPOCHS = 10
+MOST_CUT = 0.01  # a larger share of cut features gets a warning
 
 
 def build(config: Any) -> Job:
@@ -64,6 +66,7 @@ def build(config: Any) -> Job:
         tail=tail,
         initial=shared.initial_params(config),
     )
+    _tell_cut(task, splits)
     return Job(
         task=task,
         splits=splits,
@@ -88,6 +91,20 @@ def _data(
     pyramids = frozen_features.pyramids(config, detector, levels, batches)
     statistics = pyramid_statistics(pyramids, levels, robust)
     return level_draws(images, levels, config.seed) if draw else images, statistics
+
+
+def _tell_cut(task: PyramidTask, splits: DataSplits) -> None:
+    """Says how much of a few cached held-out features is cut: a limit may be too low."""
+    batch = next(iter(splits.validation()), {}) if task.codec.limit else {}
+    shares = {
+        name: float(task.share_cut(jnp.asarray(batch[name]), task.part(name)))
+        for name in task.levels
+        if name in batch
+    }
+    if shares:
+        words = " ".join(f"{name} {100 * share:.3g} %" for name, share in shares.items())
+        tell = LOG.warning if max(shares.values()) > MOST_CUT else LOG.info
+        tell("Features beyond config.model.limit=%g are cut: %s.", task.codec.limit, words)
 
 
 def _passing(task: PyramidTask) -> Callable[..., Any]:

@@ -130,10 +130,10 @@ def _check_same(run: Run, stored: dict[str, Any]) -> None:
 
 def _comparable(tree: dict[str, Any]) -> Iterator[tuple[str, Any]]:
     """What changes results; of a path within the sweep only the part below its folder."""
-    for key, value in config_lib.flatten(tree):
+    for key, value in config_lib.result_keys(tree).items():
         if key == "model.initial":
             value = Path(value).parts[-3:]
-        if key != "data.feature_store" and config_lib.changes_result(key):
+        if key != "data.feature_store":
             yield key, value
 
 

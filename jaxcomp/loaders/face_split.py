@@ -85,9 +85,9 @@ class FaceSplit:
         original = pixels.shape[:2]
         most = (rule["height"], rule["width"]) if rule else original
         scale = min(1.0, *(a / b for a, b in zip(most, original, strict=True)))
+        largest = (max(1, round(n * scale)) for n in original)
         multiple = self.model.cfg.steps[-1]
-        rows, columns = (max(1, math.ceil(n * scale / multiple)) * multiple for n in original)
-        canvas, size = on_canvas(pixels, rows, columns)
+        canvas, size = on_canvas(pixels, *(math.ceil(n / multiple) * multiple for n in largest))
         sizes = {"image_size": size, "original_size": original}
         meta = {k: np.asarray([v], np.float32) for k, v in sizes.items()}
         return canvas[None], {**meta, "scale": meta["image_size"] / meta["original_size"]}

@@ -64,12 +64,19 @@ def shape_text(summary: Summary) -> str:
     """The shape of the coded features, height x width x channels."""
     shapes = [level.get("shape") or () for level in _levels(summary).values()]
     if shapes:
-        # Photos have sizes of their own; the shape on record is the largest.
-        most, raw = 4 * sum(map(math.prod, shapes)), summary.get("raw_bytes_per_frame")
-        words = "up to " if isinstance(raw, float) and raw < most - 1 else ""
-        return words + " + ".join("×".join(map(str, shape)) for shape in shapes)  # noqa: RUF001
+        text = " + ".join("×".join(map(str, shape)) for shape in shapes)  # noqa: RUF001
+        return _up_to(summary, shapes) + text
     shape = summary.get("feature_shape")
-    return " × ".join(map(str, shape)) if isinstance(shape, Sequence) and shape else MISSING  # noqa: RUF001
+    if not isinstance(shape, Sequence) or not shape:
+        return MISSING
+    return _up_to(summary, [shape]) + " × ".join(map(str, shape))  # noqa: RUF001
+
+
+def _up_to(summary: Summary, shapes: Sequence[Sequence[int]]) -> str:
+    """Words before shapes that are the largest of all: photos are coded at sizes of their own."""
+    raw = summary.get("raw_bytes_per_frame")
+    smaller = isinstance(raw, float) and raw < 4 * sum(map(math.prod, shapes)) - 1
+    return "up to " if smaller else ""
 
 
 def class_names(summary: Summary) -> list[str]:

@@ -6,7 +6,7 @@ from typing import Any
 
 from jaxcomp.rules.workload import Workload
 
-# Keys of the training section that say what the loss is.
+# Keys that say what the loss is.
 LOSS = {
     "training.task_weight": (float, 0, math.inf, True),
     "training.feature_weight": (float, 0, math.inf, True),

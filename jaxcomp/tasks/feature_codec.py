@@ -20,7 +20,7 @@ import numpy as np
 
 from jaxcomp.codecs import factorised
 from jaxcomp.codecs.factorised import FactorisedCodec
-from jaxcomp.errors import NonFiniteError, ShapeError
+from jaxcomp.errors import DataError, NonFiniteError, ShapeError
 from jaxcomp.evaluate.detection import image_sizes
 from jaxcomp.models.fpn import LEVELS
 from jaxcomp.tasks.face_distortion import FaceDistortion
@@ -99,7 +99,11 @@ class FeatureSums:
 
     def result(self, robust: bool = False) -> dict[str, np.ndarray]:
         """What `level_statistics` returns, and raises."""
+        if not self._parts:
+            raise DataError("no frame to take statistics of; check the training data")
         frames = np.concatenate(self._parts)
+        if not np.isfinite(frames).all():
+            raise NonFiniteError("The detector's features hold NaN or infinity; check its weights.")
         if robust:
             total, square = np.split(frames[:, 1:] / frames[:, :1], 2, -1)
             mean = np.median(total, 0)
@@ -107,8 +111,6 @@ class FeatureSums:
         else:
             mean, power = np.split(frames[:, 1:].sum(0) / max(self.positions, 1), 2)
             variance = np.maximum(power - mean**2, 0.0).mean()
-        if not np.isfinite(variance):
-            raise NonFiniteError("The detector's features hold NaN or infinity; check its weights.")
         # Constant features have no scale; one leaves them as they are.
         scale = np.sqrt(variance) if variance > 0 else 1.0
         return {"mean": mean.astype(np.float32), "scale": np.float32(scale)}
@@ -203,10 +205,19 @@ class FeatureCodecTask(Task):
         limit = self.codec.limit
         if not limit:
             return x
-        mean = jnp.asarray(self.statistics["mean"])[part].reshape((1,) * (x.ndim - 1) + (-1,))
+        return jnp.clip(x, *self._bounds(x.ndim, part))
+
+    def share_cut(self, x: Array, part: Any = slice(None)) -> Array:
+        """The share of features [B, H, W, C] that `cut` changes."""
+        low, high = self._bounds(x.ndim, part)
+        return ((x < low) | (x > high)).mean()
+
+    def _bounds(self, axes: int, part: Any) -> tuple[Array, Array]:
+        """Smallest and largest value of each channel, for features with so many axes."""
+        mean = jnp.asarray(self.statistics["mean"])[part].reshape((1,) * (axes - 1) + (-1,))
         scale = jnp.asarray(self.statistics["scale"])
-        most = limit * (scale[part] if scale.ndim else scale)
-        return jnp.clip(x, mean - most, mean + most)
+        most = self.codec.limit * (scale[part] if scale.ndim else scale)
+        return mean - most, mean + most
 
     def judge(self, frozen: PyTree, batch: Batch) -> Judge | None:
         """The tail's view of a batch, None without a tail."""

@@ -80,18 +80,24 @@ class PyramidTask(FeatureCodecTask):
 
     def features(self, frozen: PyTree, batch: Batch) -> Features:
         """{level: [B, H_l, W_l, C]}: cached ones or the head's, or the drawn one alone."""
-        found: Any = {name: batch[name] for name in self.levels if name in batch}
-        if not found:
-            assert self.head is not None
-            pyramid: Any = jax.lax.stop_gradient(self.head(frozen, batch))
-            found = {name: pyramid[name] for name in batch.get("take", self.levels)}
-        return {name: self._cut(name, jnp.asarray(x, jnp.float32)) for name, x in found.items()}
+        cached = {name: batch[name] for name in self.levels if name in batch}
+        if cached:
+            return {name: jnp.asarray(x, jnp.float32) for name, x in cached.items()}
+        assert self.head is not None
+        pyramid: Any = jax.lax.stop_gradient(self.head(frozen, batch))
+        return {name: pyramid[name] for name in batch.get("take", self.levels)}
+
+    def part(self, name: str) -> int | slice:
+        """Where a level's statistics are: they are by level, or of all channels of all levels."""
+        i = self.levels.index(name)
+        if np.ndim(self.statistics["scale"]):
+            return i
+        channels = self.codec.in_channels // len(self.levels)
+        return slice(i * channels, (i + 1) * channels)
 
     def _cut(self, name: str, x: Array) -> Array:
-        """`cut` of a level; statistics are by level, or those of all channels of all levels."""
-        i, channels = self.levels.index(name), x.shape[-1]
-        by_level = np.ndim(self.statistics["scale"]) > 0
-        return self.cut(x, i if by_level else slice(i * channels, (i + 1) * channels))
+        """`cut` of a level."""
+        return self.cut(x, self.part(name))
 
     def level_metrics(self, means: Mapping[str, Array], x: Features) -> Mapping[str, Any]:
         """Errors by level are among the terms already."""
@@ -144,8 +150,9 @@ class JointCodecTask(PyramidTask):
         judge: Judge | None = None,
     ) -> dict[str, Array]:
         """Distortion and rate of each row, [B], and the squared error of each level."""
-        levels = [features[name] for name in self.levels]
         out, restored = self._passed(variables, features, rng, train)
+        # The codec cuts the joined map, as it does in `codecs.pyramid`; the loss is of cut levels.
+        levels = [self._cut(name, features[name]) for name in self.levels]
         errors = [jnp.square(x - y).mean((1, 2, 3)) for x, y in zip(levels, restored, strict=True)]
         positions = np.asarray([x.shape[1] * x.shape[2] for x in levels], np.float32)
         weights = positions / positions.sum()
@@ -191,7 +198,7 @@ class RandomLevelTask(PyramidTask):
 
         def of_level(name: str, x: Array) -> dict[str, Array]:
             own = level_variables(variables, self.levels.index(name))
-            return FeatureCodecTask.terms(self, own, x, rng, train, judge, name)
+            return FeatureCodecTask.terms(self, own, self._cut(name, x), rng, train, judge, name)
 
         rows = [of_level(name, x) for name, x in features.items()]
         by_level = {
