@@ -43,7 +43,8 @@ def test_configs_are_those_of_the_networks(variant):
 @pytest.mark.parametrize(
     "wrong",
     [
-        "model.features=30", "model.context=dense", "distil.strategy=quadratic",
+        "model.features=30", "model.features=40", "model.context=dense",
+        "distil.strategy=quadratic",
         "distil.alpha_initial=1.5", "regularise.block=2", "data.smallest=200", "data.height=100",
         "training.smart_stopping.window_start=17", "evaluation.protocol=huge",
     ],

@@ -16,9 +16,11 @@ _NUMBER: Range = (int, 1, math.inf, True)
 
 def _contradictions(leaves: Mapping[str, Any]) -> Iterable[str]:
     get = leaves.get
-    features = get("model.features", 4)
-    if features % 4:
-        yield f"config.model.features={features} is not a multiple of 4; the branches need that."
+    features, least = get("model.features", 16), 16 if get("model.context") == "grouped" else 4
+    if features % least:
+        yield (
+            f"config.model.features={features} is no multiple of {least}; the branches need that."
+        )
     if get("data.smallest", 0) > get("data.largest", math.inf):
         yield (
             f"config.data.smallest={get('data.smallest')} is above "
