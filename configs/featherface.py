@@ -9,8 +9,8 @@ Arguments: the network, `v1` (default, 489,015 parameters), `v2` (256,156), `v1_
 `embedded` (default: procedural faces, 160x160) or `widerface` (--config.data.dir=FOLDER, 640x640,
 the documents' 350 and 400 epochs).
 
-The embedded V1 takes 5 minutes of one core of an AMD EPYC and reaches a mean AP of 0.77; V2 4
-minutes, 0.56 with V1 as its teacher.
+The embedded V1 takes 5 minutes of one core of an AMD EPYC (7 the first time, with compiling) and
+reaches a mean AP of 0.77; V2 4 (6) minutes, 0.56 with V1 as its teacher.
 
 V2 learns from a teacher where --config.distil.teacher names one: a run directory, a
 `face_detector.npz` or a PyTorch file. Without it V2 trains alone, as all others do. See

@@ -10,8 +10,8 @@ of one pyramid level l, each term against what the same layers give for the feat
   the root of the larger of both chances of a face: a lost face and a false one cost, and the many
   anchors of background do not outweigh them. (By the chance itself, weak faces were lost.)
 - boxes and landmarks: smooth L1 of the regressions, weighted by the square of the chance before.
-  Those of background are never used, but reach hundreds: weighted by the chance itself, anchors
-  below 0.02 were nine tenths of T, and the bits went to them.
+  Those of background are never used, but reach hundreds: weighted by the chance itself, they and
+  not the faces decided where the bits went (docs/faces.md has the shares).
 
 `places` are those of P3 on the same image, whatever the level. So T is an error per area as the
 rate is one, and a face weighs the same against its bits in a crop and in a whole photo, at any
